@@ -1,0 +1,33 @@
+"""onnxprune: provable filter pruning of ONNX files.
+
+import onnxprune
+
+result = onnxprune.prune("model.onnx", "images/", budget={"macs": 0.5})
+result.save("smaller.onnx")
+"""
+
+__version__ = "0.1.0"
+
+from onnxprune.api import Result, apply, calibrate, prune, verify
+from onnxprune.budget import Budget
+from onnxprune.data import ImageOptions
+from onnxprune.errors import OnnxPruneError
+from onnxprune.imported import load
+from onnxprune.options import Options
+from onnxprune.plan import Plan
+from onnxprune.saliency import Saliency
+
+__all__ = [
+    "Budget",
+    "ImageOptions",
+    "OnnxPruneError",
+    "Options",
+    "Plan",
+    "Result",
+    "Saliency",
+    "apply",
+    "calibrate",
+    "load",
+    "prune",
+    "verify",
+]

@@ -1,0 +1,335 @@
+"""The main job for programs: `prune` decides and applies; the passes it calls are pure functions of their inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import onnxprune
+from onnxprune import graph, runtime
+from onnxprune.budget import Budget
+from onnxprune.criteria import Criterion, Sensitivity
+from onnxprune.criteria.plain import PLAIN, Random
+from onnxprune.data import open_data
+from onnxprune.errors import BudgetError, DataError, OptionError, PlanError, ValidationError
+from onnxprune.imported import Imported, load, require_prunable, sample_feeds
+from onnxprune.options import Options
+from onnxprune.passes.allocate import allocate, require_reachable
+from onnxprune.passes.calibrate import calibrate as calibrate_pass
+from onnxprune.passes.sample import sample
+from onnxprune.passes.surgery import mask, reweightable, surgery
+from onnxprune.passes.validate import Validation, compare, validate
+from onnxprune.plan import Plan
+from onnxprune.report import build
+from onnxprune.saliency import Saliency
+from onnxprune.selection import Method, Selector, Share, Widths
+from onnxprune.splits import Split
+
+Progress = Callable[[str, int, int], None]
+"""progress(stage, done, total)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a pruning yields. `model` is the pruned ModelProto; `report` and `certificate` are JSON-ready."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: dict[str, Any]
+    certificate: dict[str, Any] | None
+    external_data: bool = False
+
+    def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, *, force: bool = False) -> None:
+        """Writes the model and, beside it or at `report`, the report; each whole or not at all. Raises OutputError."""
+        where = Path(report) if report is not None else report_path(path)
+        graph.writable(*outputs(Path(path), where, external=self.external_data), force=force)
+        graph.save(self.model, path, external=self.external_data)
+        with graph.whole_file(where) as temporary:
+            temporary.write_text(json.dumps(self.report, indent=1) + "\n")
+
+
+def report_path(out: str | os.PathLike[str]) -> Path:
+    """Where the report of OUT goes unless told otherwise: OUT.report.json."""
+    return Path(out).with_name(Path(out).name + ".report.json")
+
+
+def outputs(out: Path, report: Path, *, external: bool) -> list[Path]:
+    """Every file that `Result.save` writes."""
+    return [out, report, *([graph.data_file(out)] if external else [])]
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+
+
+def criterion_for(options: Options, providers: list[str]) -> Criterion:
+    """The criterion behind `--method`."""
+    if options.method == "random":
+        return Random(options.seed)
+    if options.method in PLAIN:
+        made: Criterion = PLAIN[options.method]()
+        return made
+    return Sensitivity(options.reduce, providers)
+
+
+def prune(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    data: Any = None,
+    *,
+    budget: Budget | Mapping[str, float],
+    calibration: Saliency | None = None,
+    validation: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Prunes a model to a budget and re-validates it.
+
+    model: a path or a ModelProto, which is not changed. data: whatever `open_data` takes; optional for the criteria that
+    look at weights only and when `calibration` is given. budget: `Budget` or e.g. {"macs": 0.5}. validation: other data to
+    compare outputs on; by default samples that were not used to calibrate. options: the fields of `Options`.
+    Raises OnnxPruneError's children; ValidationError means that the result was not fit to be used.
+    """
+    settings = Options(**options)
+    budget = budget if isinstance(budget, Budget) else _budget(budget)
+    clock, tell = Clock(), progress or (lambda stage, done, total: None)
+    with clock.stage("import"):
+        providers = runtime.providers(settings.providers)
+        imported, split = _import(model, data, validation, settings, prunable=True)
+        widths = Widths(settings.min_channels, settings.align)
+        require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
+    with clock.stage("calibrate"):
+        saliency = calibration or _calibrated(imported, settings, providers, split, tell)
+        _check_calibration(saliency, imported)
+    with clock.stage("sample"):
+        decision = _decide(imported, saliency, settings, budget, split, providers)
+    with clock.stage("surgery"):
+        pruned = surgery(imported.groups, decision.plan)
+        masked = mask(imported.groups, decision.plan)
+    with clock.stage("validate"):
+        found = validate(
+            imported.model,
+            pruned,
+            masked,
+            split.oracle_feeds(imported),
+            split.validation,
+            split.validation_indices,
+            providers=providers,
+            progress=lambda done, total: tell("validate", done, total),
+        )
+    report = _report(imported, settings, budget, saliency, decision, pruned, found, clock)
+    return Result(pruned, decision.plan, report, report["certificate"], imported.external)
+
+
+def calibrate(
+    model: str | os.PathLike[str] | onnx.ModelProto, data: Any, *, progress: Progress | None = None, **options: Any
+) -> Saliency:
+    """The calibration alone; pass it to `prune(calibration=...)`, or save, load and merge it."""
+    settings = Options(**options)
+    imported, split = _import(model, data, None, settings, prunable=True)
+    tell = progress or (lambda stage, done, total: None)
+    return _calibrated(imported, settings, runtime.providers(settings.providers), split, tell)
+
+
+def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan) -> tuple[Imported, onnx.ModelProto]:
+    """(the imported model, the pruned model) of a plan made elsewhere, oracle included.
+
+    Raises PlanError when the plan is for another model, ValidationError when the result is not fit to be used.
+    """
+    imported = load(model)
+    if plan.model_digest and plan.model_digest != graph.digest(imported.model):
+        raise PlanError("the plan was made for another model", hint="apply it to the file that it was made from")
+    pruned = surgery(imported.groups, plan)
+    validate(imported.model, pruned, mask(imported.groups, plan), [runtime.example_feeds(imported.model)])
+    return imported, pruned
+
+
+def verify(
+    original: str | os.PathLike[str],
+    pruned: str | os.PathLike[str],
+    report: Mapping[str, Any] | None = None,
+    data: Any = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Re-validates a pair of files. With the report of the pruning also that it is of these files, and the oracle.
+
+    Raises ValidationError when anything does not hold.
+    """
+    settings = Options(**options)
+    imported, split = _import(original, data, None, settings)
+    smaller = graph.load(pruned)
+    masked = None
+    if report is not None:
+        build.check_digests(report, graph.digest(imported.model), graph.digest(smaller))
+        masked = mask(imported.groups, build.plan_of(report))
+    try:
+        found = validate(
+            imported.model,
+            smaller,
+            masked,
+            split.oracle_feeds(imported),
+            split.validation,
+            split.validation_indices,
+            providers=runtime.providers(settings.providers),
+            progress=lambda done, total: progress("validate", done, total) if progress else None,
+        )
+    except ValidationError as error:
+        raise ValidationError(error.message, hint="is it the pair, and the report, that one pruning wrote?") from None
+    return {"original": Path(original).name, "pruned": Path(pruned).name, "validation": found.to_json()}
+
+
+def _import(
+    model: str | os.PathLike[str] | onnx.ModelProto, data: Any, validation: Any, settings: Options, *, prunable: bool = False
+) -> tuple[Imported, Split]:
+    feeds = None if data is None else sample_feeds(model, data, settings.images)
+    imported = load(model, freeze=settings.freeze, feeds=feeds)
+    if prunable:
+        require_prunable(imported.groups)
+    samples = None if data is None else open_data(data, imported.specs, settings.images)
+    held_out = None if validation is None else open_data(validation, imported.specs, settings.images)
+    return imported, Split.of(imported, samples, held_out, settings)
+
+
+def _budget(mapping: Mapping[str, float]) -> Budget:
+    if len(mapping) != 1:
+        raise BudgetError("a budget names exactly one quantity", hint='for example {"macs": 0.5}')
+    kind, value = next(iter(mapping.items()))
+    return Budget(kind, value)  # type: ignore[arg-type]  # checked by Budget itself
+
+
+def _check_calibration(saliency: Saliency, imported: Imported) -> None:
+    if saliency.model_digest and saliency.model_digest != graph.digest(imported.model):
+        raise DataError("the calibration was made for another model", hint="calibrate this model again")
+    for score in saliency.layers:
+        group = imported.groups.by_id.get(score.group)
+        if group is None or score.values.shape != (group.size,) or not (score.values >= 0).all():
+            raise DataError(
+                f"the calibration's scores for group '{score.group}' do not fit the model", hint="calibrate this model again"
+            )
+
+
+def _calibrated(imported: Imported, settings: Options, providers: list[str], split: Split, tell: Progress) -> Saliency:
+    criterion = criterion_for(settings, providers)
+    if criterion.needs_data and split.calibration is None:
+        raise DataError(
+            f"--method {settings.method} needs sample data",
+            hint="give --data, or choose l1, l2 or fpgm, which look at weights only",
+        )
+    return calibrate_pass(
+        imported.groups,
+        criterion,
+        split.calibration,
+        split.calibration_indices,
+        batch=settings.batch,
+        providers=providers,
+        progress=lambda done, total: tell("calibrate", done, total),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Decision:
+    """What stays, by which method, and what the theory says of it."""
+
+    method: str
+    plan: Plan
+    shares: Mapping[str, Share]
+
+
+def _decide(
+    imported: Imported, saliency: Saliency, settings: Options, budget: Budget, split: Split, providers: list[str]
+) -> _Decision:
+    """The plan of the method asked for; `auto` tries what the calibration allows and keeps what moves outputs least."""
+    provable = saliency.criterion == Sensitivity.name
+    asked = settings.method
+    if (asked != "auto" and provable != asked.startswith("pfp")) or (not provable and asked != saliency.criterion):
+        fitting = "auto or pfp" if provable else saliency.criterion
+        raise OptionError(f"--method {asked} does not fit a calibration by '{saliency.criterion}'", hint=f"give {fitting}")
+    names = ["pfp", "pfp-deterministic"] if asked == "auto" else [asked]
+    decisions = [_by(name, imported, saliency, settings, budget) for name in names]
+    if len(decisions) == 1 or split.calibration is None:
+        return decisions[0]
+    errors = [
+        compare(
+            imported.model, surgery(imported.groups, d.plan), split.calibration, split.choice_indices, providers
+        ).relative_l2
+        for d in decisions
+    ]
+    return min(zip(errors, decisions, strict=True), key=lambda pair: float("inf") if pair[0] is None else pair[0])[1]
+
+
+def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, budget: Budget) -> _Decision:
+    groups = imported.groups
+    method: Method = name if name.startswith("pfp") else "top"  # type: ignore[assignment]  # one of the three
+    selector = Selector(
+        groups.prunable,
+        saliency,
+        method,
+        widths=Widths(settings.min_channels, settings.align),
+        delta=settings.delta,
+        seed=settings.seed,
+        rescalable={g.id: reweightable(groups, g) for g in groups.prunable},
+    )
+    digest, spare = graph.digest(imported.model), 0
+    while True:
+        allocation = allocate(imported.accounting, groups.prunable, selector, budget, spare)
+        decision = _Decision(name, *sample(groups.prunable, allocation.choices, selector, digest))
+        if budget.kind != "bytes":
+            return decision
+        # A file has more in it than weights: what the cut itself adds (say, a constant of its own) comes off the budget.
+        excess = surgery(groups, decision.plan).ByteSize() - budget.value * imported.size.bytes
+        if excess <= 0:
+            return decision
+        spare += math.ceil(excess)
+
+
+def _report(
+    imported: Imported,
+    settings: Options,
+    budget: Budget,
+    saliency: Saliency,
+    decision: _Decision,
+    pruned: onnx.ModelProto,
+    found: Validation,
+    clock: Clock,
+) -> dict[str, Any]:
+    accounting, plan = imported.accounting, decision.plan
+    after = accounting.size(accounting.widths({g: k.indices for g, k in plan.groups.items()}))
+    macs, params = build.prunable_share(imported.groups, accounting)
+    provable = saliency.criterion == Sensitivity.name
+    return {
+        "onnxprune": onnxprune.__version__,
+        "model": Path(imported.path).name,
+        "seed": settings.seed,
+        "method": decision.method,
+        "recover": "none",
+        "budget": budget.to_json(),
+        "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.model.ByteSize()},
+        "pruned": {"macs": after.macs, "params": after.params, "bytes": pruned.ByteSize()},
+        "digests": {"original": graph.digest(imported.model), "pruned": graph.digest(pruned)},
+        "prunable": {"macs": macs, "params": params},
+        "calibration": {"samples": saliency.samples, "data": list(saliency.data), "criterion": saliency.criterion},
+        "groups": build.group_entries(imported.groups, plan),
+        "layers": build.layer_entries(imported.groups, accounting, plan, decision.shares if provable else {}),
+        "certificate": build.certificate(decision.shares, saliency.samples, settings.delta, provable),
+        "validation": found.to_json(),
+        "seconds": {k: clock.seconds.get(k, 0.0) for k in ("import", "calibrate", "sample", "surgery", "validate")},
+    }

@@ -1,0 +1,204 @@
+"""Channels: positions of tensor axes that live and die together.
+
+Every axis of a tensor is a vector of *positions*. An operator rule says which positions belong together (a `Tie`)
+or that some cannot be removed (a `Freeze`). The connected components of positions are the *channels*; channels with
+the same footprint (the same axes, equally often) form a `ChannelGroup`, the unit that is scored, allotted and cut.
+There are no per-architecture cases: a residual Add, a Concat, a depthwise convolution and a Flatten are all ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+Index: TypeAlias = NDArray[np.int64]
+
+
+class Dim(NamedTuple):
+    """One axis of one tensor; `use` tells apart the uses of a small constant that several nodes share by accident."""
+
+    tensor: str
+    axis: int
+    use: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[axis {self.axis}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Tie:
+    """Position `ia[t]` of `a` and position `ib[t]` of `b` live and die together; None means 0, 1, 2, ..."""
+
+    a: Dim
+    b: Dim
+    ia: Index | None = None
+    ib: Index | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Freeze:
+    """The positions (all of them when None) of `dim` cannot be removed, for `reason`."""
+
+    dim: Dim
+    reason: str
+    positions: Index | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Where a group lies on one axis: `positions[t]` of `dim` belongs to the group's channel `channels[t]`."""
+
+    dim: Dim
+    positions: Index
+    channels: Index
+
+    def removed(self, kept: Index, size: int) -> Index:
+        """The positions of this axis that go when only the channels `kept` of `size` stay; sorted."""
+        mask = np.ones(size, bool)
+        mask[kept] = False
+        return np.sort(self.positions[mask[self.channels]])
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels with one footprint: removing any of them shortens the same axes by the same amounts.
+
+    size: number of channels. slots: one per axis that the group touches, in the order of the graph.
+    reason: why it is frozen, None when it can be pruned.
+    """
+
+    id: str
+    size: int
+    slots: tuple[Slot, ...]
+    reason: str | None = None
+
+    @property
+    def frozen(self) -> bool:
+        return self.reason is not None
+
+
+@dataclass
+class Coupling:
+    """Collects ties and freezes, then yields the groups."""
+
+    sizes: dict[Dim, int] = field(default_factory=dict)
+    ties: list[Tie] = field(default_factory=list)
+    freezes: list[Freeze] = field(default_factory=list)
+
+    def register(self, dim: Dim, size: int) -> None:
+        self.sizes.setdefault(dim, size)
+
+    def solve(self) -> Components:
+        """Connected components of all positions; linear in the number of ties (SciPy's `connected_components`)."""
+        dims = list(self.sizes)
+        lengths = np.array([self.sizes[d] for d in dims], np.int64)
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        offset = {d: int(starts[i]) for i, d in enumerate(dims)}
+        rows, cols = [], []
+        for tie in self.ties:
+            ia = np.arange(self.sizes[tie.a]) if tie.ia is None else tie.ia
+            ib = np.arange(self.sizes[tie.b]) if tie.ib is None else tie.ib
+            rows.append(ia + offset[tie.a])
+            cols.append(ib + offset[tie.b])
+        n = int(starts[-1])
+        i = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        j = np.concatenate(cols) if cols else np.empty(0, np.int64)
+        count, labels = connected_components(coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(n, n)), directed=False)
+        return Components(dims, offset, dict(self.sizes), labels.astype(np.int64), int(count), self._reasons(offset, labels))
+
+    def _reasons(self, offset: Mapping[Dim, int], labels: Index) -> dict[int, str]:
+        reasons: dict[int, str] = {}
+        for freeze in self.freezes:
+            start = offset[freeze.dim]
+            if freeze.positions is None:
+                where = labels[start : start + self.sizes[freeze.dim]]
+            else:
+                where = labels[start + freeze.positions]
+            for component in np.unique(where):
+                reasons.setdefault(int(component), freeze.reason)
+        return reasons
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The channels of a network: a component label for every position of every coupled axis."""
+
+    dims: list[Dim]
+    offset: dict[Dim, int]
+    sizes: dict[Dim, int]
+    labels: Index
+    count: int
+    reasons: dict[int, str]
+
+    def of(self, dim: Dim) -> Index:
+        """The component label of every position of `dim`."""
+        start = self.offset[dim]
+        return self.labels[start : start + self.sizes[dim]]
+
+    def freeze(self, dim: Dim, reason: str) -> bool:
+        """Freezes the components of `dim` after the fact; tells whether any was not frozen before."""
+        fresh = [int(c) for c in np.unique(self.of(dim)) if int(c) not in self.reasons]
+        self.reasons.update(dict.fromkeys(fresh, reason))
+        return bool(fresh)
+
+    def groups(self, names: Mapping[Dim, str], order: Iterable[Dim]) -> tuple[ChannelGroup, ...]:
+        """Channels bundled by footprint and by reason, in the order in which `order` first meets them.
+
+        names: what to call a group whose first axis is this one.
+        """
+        bundles = self._bundles()
+        rank = {d: i for i, d in enumerate(order)}
+        by_component = (
+            np.argsort(self.labels, kind="stable"),
+            np.searchsorted(np.sort(self.labels), np.arange(self.count + 1)),
+        )
+        built = []
+        for reason, members in bundles:
+            slots = self._slots(members, by_component)
+            slots.sort(key=lambda s: rank.get(s.dim, len(rank)))
+            first = next((names[s.dim] for s in slots if s.dim in names), slots[0].dim.tensor)
+            built.append((rank.get(slots[0].dim, len(rank)), int(slots[0].positions[0]), first, len(members), slots, reason))
+        built.sort(key=lambda b: (b[0], b[1], b[2]))
+        taken: dict[str, int] = {}
+        groups = []
+        for _, _, name, size, slots, reason in built:
+            taken[name] = taken.get(name, 0) + 1
+            unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
+            groups.append(ChannelGroup(unique, size, tuple(slots), reason))
+        return tuple(groups)
+
+    def _bundles(self) -> list[tuple[str | None, Index]]:
+        """(reason, component labels) for every distinct footprint."""
+        lengths = [self.sizes[d] for d in self.dims]
+        dim_of = np.repeat(np.arange(len(self.dims)), lengths)
+        pairs, counts = np.unique(np.stack([self.labels, dim_of]), axis=1, return_counts=True)
+        bounds = np.searchsorted(pairs[0], np.arange(self.count + 1))
+        footprint = np.stack([pairs[1], counts], axis=1).astype(np.int64)
+        bundles: dict[tuple[str | None, bytes], list[int]] = {}
+        for c in range(self.count):
+            key = (self.reasons.get(c), footprint[bounds[c] : bounds[c + 1]].tobytes())
+            bundles.setdefault(key, []).append(c)
+        return [(reason, np.array(members, np.int64)) for (reason, _), members in bundles.items()]
+
+    def _slots(self, members: Index, by_component: tuple[Index, Index]) -> list[Slot]:
+        order, bounds = by_component
+        where = np.sort(np.concatenate([order[bounds[c] : bounds[c + 1]] for c in members]))
+        # Channel numbers follow the positions of the first axis, so that they mean something to a reader.
+        labels, first, inverse = np.unique(self.labels[where], return_index=True, return_inverse=True)
+        number = np.empty(len(labels), np.int64)
+        number[np.argsort(first)] = np.arange(len(labels))
+        channels = number[inverse]
+        starts = np.array([self.offset[d] for d in self.dims], np.int64)
+        dim_index = np.searchsorted(starts, where, side="right") - 1
+        cuts = np.flatnonzero(np.diff(dim_index)) + 1
+        parts = zip(np.split(where, cuts), np.split(channels, cuts), strict=True)
+        return [
+            Slot(self.dims[d], positions - starts[d], numbers)
+            for d, (positions, numbers) in zip(dim_index[np.concatenate(([0], cuts))], parts, strict=True)
+        ]

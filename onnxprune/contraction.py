@@ -1,0 +1,84 @@
+"""Every linear operator in one normal form: a convolution of [n, I, *space] with [O, I, *taps] and no bias.
+
+Gemm and MatMul become convolutions with one tap over their rows; grouped convolutions become one contraction a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxprune.channels import ChannelGroup, Index
+from onnxprune.graph import Array
+from onnxprune.groups import Groups
+from onnxprune.rules import Layer
+
+CONV_ATTRIBUTES = ("strides", "pads", "dilations", "auto_pad", "output_padding", "output_shape")
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """One linear map; x [n, I, *space] float32, w [O, I, *taps] float32 (ConvTranspose: [I, O, *taps])."""
+
+    x: Array
+    w: Array
+    transposed: bool = False
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    positions: Index = field(default_factory=lambda: np.empty(0, np.int64))  # of the layer's channel axis, for each of I
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The channels of one group on one channel axis: `positions[u]` are those of the group's channel u. [U, m]"""
+
+    group: ChannelGroup
+    positions: Index
+
+
+def consumers(groups: Groups) -> list[Layer]:
+    """The layers whose weight sums over channels of at least one group that can be pruned."""
+    prunable = {g.id for g in groups.prunable}
+    return [
+        layer for layer in groups.layers if layer.w is not None and any(g.id in prunable for g, _ in groups.at.get(layer.x, []))
+    ]
+
+
+def units(groups: Groups, layer: Layer) -> list[Units]:
+    """The prunable channels that `layer` sums over, by group."""
+    found = []
+    for group, per in groups.at.get(layer.x, []):
+        if not group.frozen:
+            slot = next(s for s in group.slots if s.dim == layer.x)
+            order = np.argsort(slot.channels, kind="stable")
+            found.append(Units(group, slot.positions[order].reshape(group.size, per)))
+    return found
+
+
+def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Contraction]:
+    """The contractions that make up `layer`, given the activation it reads and the value of its weight."""
+    x, w = x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)
+    if layer.op in ("Conv", "ConvTranspose"):
+        yield from _convolution(groups, layer, x, w)
+    elif groups.net.nodes[layer.index].attrs.get("alpha", 1.0):  # a Gemm with alpha 0 makes nothing of what it reads
+        assert layer.w is not None
+        channels = x.shape[layer.x.axis]
+        by_sample = np.moveaxis(x, layer.x.axis, 1)
+        matrix = np.moveaxis(w, layer.w.axis, -1).reshape(-1, channels)
+        rows = np.ascontiguousarray(by_sample.reshape(by_sample.shape[0], channels, -1))  # [samples, I, rows of a sample]
+        yield Contraction(rows, np.ascontiguousarray(matrix)[:, :, None], positions=np.arange(channels))
+
+
+def _convolution(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Contraction]:
+    node = groups.net.nodes[layer.index]
+    count = int(node.attrs.get("group", 1))
+    attributes = {k: node.attrs[k] for k in CONV_ATTRIBUTES if k in node.attrs}
+    transposed = layer.op == "ConvTranspose"
+    width = x.shape[1] // count
+    rows = w.shape[0] // count
+    for g in range(count):
+        positions = np.arange(g * width, (g + 1) * width)
+        part = w[g * rows : (g + 1) * rows]
+        yield Contraction(x[:, positions] if count > 1 else x, part, transposed, attributes, positions)

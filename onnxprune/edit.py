@@ -1,0 +1,151 @@
+"""Edits to a copy of a model: constants by axis, node inputs, attributes. Shared by surgery and by the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune.channels import Dim
+from onnxprune.graph import Array, Network
+from onnxprune.rules.base import Edit, SetAttr, SetConst, SetInput
+
+Transform: TypeAlias = Callable[[Array, int], Array]
+"""(array, axis) -> array."""
+
+
+class Editor:
+    """A copy of the network's model with the means to change it; `model` is the result."""
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(net.model)
+        self._protos = {t.name: t for t in self.model.graph.initializer}
+        for node in self.model.graph.node:
+            if node.op_type == "Constant" and node.output and node.output[0] in net.initializers:
+                self._protos[node.output[0]] = next(a.t for a in node.attribute if a.name == "value")
+        self._taken = {x for n in self.model.graph.node for x in [*n.input, *n.output]} | set(self._protos)
+
+    def constants(self, changes: Mapping[Dim, Transform]) -> None:
+        """Applies the transforms to constants, axis by axis; accidental sharing is undone where uses differ."""
+        by_use: dict[tuple[str, str], list[tuple[int, Transform]]] = {}
+        for dim, transform in changes.items():
+            if dim.tensor in self._protos:
+                by_use.setdefault((dim.tensor, dim.use), []).append((dim.axis, transform))
+        shared: dict[str, dict[str, Array]] = {}
+        for (tensor, use), transforms in by_use.items():
+            value = numpy_helper.to_array(self._protos[tensor])
+            for axis, transform in transforms:
+                value = transform(value, axis)
+            if use:
+                shared.setdefault(tensor, {})[use] = value
+            else:
+                self.set(tensor, value)
+        for tensor, values in shared.items():
+            self._set_uses(tensor, values)
+
+    def _set_uses(self, tensor: str, values: Mapping[str, Array]) -> None:
+        """One value for each use of a shared constant: in place if all agree, else a constant of its own for each value."""
+        uses = [f"{node}.{position}" for node, position in self.net.uses[tensor]]
+        others = tensor in self.net.outputs or any(tensor in c for c in self.net.captured)
+        distinct = {v.tobytes() for v in values.values()}
+        if len(distinct) == 1 and set(uses) == set(values) and not others:
+            self.set(tensor, next(iter(values.values())))
+            return
+        made: dict[bytes, str] = {}
+        for use in uses:
+            if use in values:
+                key = values[use].tobytes()
+                if key not in made:
+                    made[key] = self.add(tensor, values[use])
+                node, position = (int(v) for v in use.split("."))
+                self.model.graph.node[node].input[position] = made[key]
+
+    def set(self, tensor: str, value: Array) -> None:
+        """Replaces the value of a constant in place; its type stays."""
+        proto = self._protos[tensor]
+        name, doc = proto.name, proto.doc_string
+        proto.CopyFrom(_to_proto(value, proto.data_type))
+        proto.name, proto.doc_string = name, doc
+        for declared in self.model.graph.input:
+            if declared.name == tensor and declared.type.HasField("tensor_type"):
+                _declare(declared, value.shape)
+
+    def add(self, like: str, value: Array) -> str:
+        """A new initializer with a name of its own, after `like`; returns the name."""
+        number = 1
+        while (name := f"{like}.{number}") in self._taken:
+            number += 1
+        self._taken.add(name)
+        known = self._protos.get(like)
+        kind = known.data_type if known is not None else helper.np_dtype_to_tensor_dtype(value.dtype)
+        proto = _to_proto(value, kind)
+        proto.name = name
+        self.model.graph.initializer.append(proto)
+        self._protos[name] = self.model.graph.initializer[-1]
+        if self.model.ir_version < 4:  # until then every initializer had to be a graph input too
+            self.model.graph.input.append(helper.make_tensor_value_info(name, kind, list(value.shape)))
+        return name
+
+    def node(self, index: int, edit: Edit) -> None:
+        """Applies one edit that a rule asked for at node `index`."""
+        node = self.model.graph.node[index]
+        if isinstance(edit, SetAttr):
+            _set_attribute(node, edit.name, edit.value)
+        elif isinstance(edit, SetConst):
+            tensor, flat = edit.source
+            value = numpy_helper.to_array(self._protos[tensor]).copy()
+            value.reshape(-1)[flat] = edit.value
+            self.set(tensor, value)
+        elif isinstance(edit, SetInput):
+            self._set_input(node, edit)
+
+    def _set_input(self, node: onnx.NodeProto, edit: SetInput) -> None:
+        while len(node.input) <= edit.position:
+            node.input.append("")
+        name = node.input[edit.position]
+        alone = name in self._protos and len(self.net.uses.get(name, [])) == 1 and name not in self.net.outputs
+        if alone and not any(name in c for c in self.net.captured):
+            self.set(name, edit.value)
+        else:
+            node.input[edit.position] = self.add(name or f"{node.output[0]}.operand{edit.position}", edit.value)
+
+    def declare(self, sizes: Mapping[str, Mapping[int, int]]) -> None:
+        """Brings value_info up to date: sizes[tensor][axis] is the new size. An entry that does not fit is dropped."""
+        keep = []
+        for info in self.model.graph.value_info:
+            dims = info.type.tensor_type.shape.dim
+            stored = self._protos.get(info.name)
+            new = sizes.get(info.name, {}) if stored is None else dict(enumerate(stored.dims))
+            if all(axis < len(dims) for axis in new):
+                for axis, size in new.items():
+                    if dims[axis].HasField("dim_value"):
+                        dims[axis].dim_value = size
+                keep.append(info)
+        fresh = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in keep]
+        del self.model.graph.value_info[:]
+        self.model.graph.value_info.extend(fresh)
+
+
+def _to_proto(value: Array, data_type: int) -> onnx.TensorProto:
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    return numpy_helper.from_array(np.asarray(value.astype(dtype, copy=False), order="C"))  # a scalar stays one
+
+
+def _declare(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:
+    del value.type.tensor_type.shape.dim[:]
+    for n in shape:
+        value.type.tensor_type.shape.dim.add().dim_value = n
+
+
+def _set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
+    kept = [a for a in node.attribute if a.name != name]
+    fresh = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in kept]
+    del node.attribute[:]
+    node.attribute.extend(fresh)
+    if value is not None:
+        node.attribute.append(helper.make_attribute(name, value))

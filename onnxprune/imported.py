@@ -1,0 +1,94 @@
+"""A model as the analyses have it: read, run once, its channel groups found and its size counted."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import graph, runtime
+from onnxprune.channels import ChannelGroup
+from onnxprune.data import ImageOptions, InputSpec, open_data
+from onnxprune.errors import ModelError, OptionError
+from onnxprune.groups import Accounting, Groups, Size
+from onnxprune.passes.group import group
+
+
+@dataclass(frozen=True, eq=False)
+class Imported:
+    """A model after the `load` and `group` passes, with its size."""
+
+    path: str
+    model: onnx.ModelProto
+    groups: Groups
+    accounting: Accounting
+    size: Size
+    external: bool
+
+    @property
+    def specs(self) -> list[InputSpec]:
+        """The inputs that sample data must fill."""
+        return [InputSpec(v.name, runtime.input_dtype(v), runtime.input_shape(v)) for v in self.groups.net.inputs]
+
+
+def load(
+    model: str | os.PathLike[str] | onnx.ModelProto, *, freeze: Sequence[str] = (), feeds: runtime.Feeds | None = None
+) -> Imported:
+    """Imports a model: reads it, runs it once, finds its channel groups. Raises ModelError and OptionError."""
+    proto = model if isinstance(model, onnx.ModelProto) else graph.load(model)
+    path = "" if isinstance(model, onnx.ModelProto) else os.fspath(model)
+    try:
+        net = runtime.probe(proto, feeds)
+    except ModelError as error:
+        hint = error.hint or "it must run in ONNX Runtime as it is"
+        raise ModelError(f"{path}: {error.message}" if path else error.message, hint=hint) from None
+    groups = freeze_groups(group(net), freeze)
+    accounting = Accounting(groups, proto.ByteSize())
+    external = bool(path) and bool(graph.external_files(path))
+    return Imported(path, proto, groups, accounting, accounting.size(accounting.full_widths), external)
+
+
+def freeze_groups(groups: Groups, patterns: Sequence[str]) -> Groups:
+    """Freezes the groups with a layer or tensor whose name matches a glob. OptionError for one that matches nothing."""
+    layers: dict[str, set[str]] = {}
+    for layer in groups.layers:
+        for tensor in (layer.out.tensor, layer.weight):
+            layers.setdefault(tensor, set()).add(layer.name)
+    used: set[str] = set()
+
+    def frozen(g: ChannelGroup) -> ChannelGroup:
+        tensors = {s.dim.tensor for s in g.slots}
+        names = tensors | {g.id} | {n for t in tensors for n in layers.get(t, ())}
+        hit = next((p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
+        used.update(p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in names))
+        return replace(g, reason=f"--freeze {hit}") if hit and not g.frozen else g
+
+    changed = tuple(frozen(g) for g in groups.groups)
+    for pattern in patterns:
+        if pattern not in used:
+            raise OptionError(f"--freeze {pattern} matches no layer or tensor", hint="see `onnxprune inspect` for the names")
+    return replace(groups, groups=changed) if patterns else groups
+
+
+def sample_feeds(model: str | os.PathLike[str] | onnx.ModelProto, data: Any, images: ImageOptions) -> runtime.Feeds | None:
+    """One real sample for the probe run, which then sees the sizes that the user's data has."""
+    proto = model if isinstance(model, onnx.ModelProto) else graph.load(model)
+    specs = [InputSpec(v.name, runtime.input_dtype(v), runtime.input_shape(v)) for v in graph.graph_inputs(proto)]
+    if callable(data) or all(d is not None for s in specs for d in s.shape[1:]):
+        return None  # nothing to learn: only the batch is dynamic
+    samples = open_data(data, specs, images)
+    return samples.batch(np.zeros(next((s.shape[0] for s in specs if s.shape and s.shape[0]), 1), np.int64))
+
+
+def require_prunable(groups: Groups) -> None:
+    if groups.prunable:
+        return
+    if not any(kind.kind == "f" for kind in groups.net.kinds.values()):
+        raise ModelError("the model has no floating-point weights to prune", hint="prune before quantisation, not after it")
+    reason = next((g.reason for g in groups.groups), None) or "it has no layer with channels"
+    raise ModelError(f"nothing in the model can be pruned: {reason}", hint="`onnxprune inspect` lists every group")

@@ -1,0 +1,50 @@
+"""Everything that a pruning can be told beside the model, the data and the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxprune.criteria.plain import PLAIN
+from onnxprune.criteria.shares import Reduce
+from onnxprune.data import ImageOptions
+from onnxprune.errors import OptionError
+
+METHODS = ("auto", "pfp", "pfp-random", "pfp-deterministic", *PLAIN)
+RECOVERIES = ("auto", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything `prune` can be told beside the model, the data and the budget. Raises OptionError for nonsense.
+
+    method: see METHODS; `auto` is `pfp` with data. recover: training-free recovery. align: kept channels are multiples of
+    it. min_channels: no group becomes narrower. freeze: globs on layer and tensor names. samples: calibration samples, by
+    default what the theory asks for. delta: failure probability of the certificate. reduce: see `Sensitivity`.
+    """
+
+    method: str = "auto"
+    recover: str = "auto"
+    align: int = 1
+    min_channels: int = 1
+    freeze: tuple[str, ...] = ()
+    samples: int | None = None
+    batch: int | None = None
+    providers: tuple[str, ...] = ("cpu",)
+    seed: int = 0
+    delta: float = 0.01
+    reduce: Reduce = "sum"
+    images: ImageOptions = field(default_factory=ImageOptions)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError(f"unknown method '{self.method}'", hint=f"it is one of {', '.join(METHODS)}")
+        if self.recover not in RECOVERIES:
+            raise OptionError(f"unknown recovery '{self.recover}'", hint=f"it is one of {', '.join(RECOVERIES)}")
+        for name in ("align", "min_channels", "samples", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if not 0 < self.delta < 1:
+            raise OptionError(f"--delta must lie between 0 and 1, not {self.delta}")
+        if self.seed < 0:
+            raise OptionError(f"--seed must not be negative, not {self.seed}")

@@ -1,0 +1,187 @@
+"""What a person reads in the terminal: the verdict, a table of layers, the frozen groups with their reasons."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+STAGES = {"calibrate": "calibrating", "validate": "comparing outputs"}
+
+
+def number(n: float) -> str:
+    """1234567 -> 1.23 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(n) >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:g}"
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def summary(console: Console, report: Mapping[str, Any], out: str | None) -> None:
+    """The verdict: sizes, accuracy, checks, certificate."""
+    budget = report["budget"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    for _ in range(3):
+        grid.add_column(justify="right")
+    before, after = report["original"], report["pruned"]
+    for key, name, unit in (("macs", "MACs", ""), ("params", "parameters", ""), ("bytes", "file", "B")):
+        grid.add_row(
+            name,
+            number(before[key]) + unit,
+            f"-> {number(after[key])}{unit}",
+            f"kept {percent(after[key], before[key])}",
+        )
+    console.print(f"[bold]{escape(report['model'])}[/]  method {report['method']}, budget {budget['kind']} {budget['value']:g}")
+    console.print(grid)
+    for line in validation_lines(report["validation"]):
+        console.print(line)
+    for line in certificate_lines(report["certificate"]):
+        console.print(line)
+    if out:
+        console.print(f"written: [bold]{escape(out)}[/] ({sum(report['seconds'].values()):.1f} s)")
+
+
+def validation_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What re-validation found, in words."""
+    error = found["masked_max_relative_error"]
+    equal = "" if error is None else f", equals the masked original to {error:.1e}"
+    yield f"checked: ONNX checker {'ok' if found['checker'] else 'refuses the original too'}, ONNX Runtime ok{equal}"
+    parts = []
+    if found["top1"]:
+        parts.append("top-1 {:.2f} % -> {:.2f} %".format(*(100 * v for v in found["top1"])))
+    if found["agreement"] is not None:
+        parts.append(f"same answer {100 * found['agreement']:.1f} %")
+    if found["relative_l2"] is not None:
+        parts.append(f"outputs moved by {found['relative_l2']:.3g} (relative L2)")
+    if parts:
+        yield f"on {found['samples']} samples: " + ", ".join(parts)
+    for note in found["notes"]:
+        yield f"note: {escape(note)}"
+
+
+def certificate_lines(certificate: Mapping[str, Any] | None) -> Iterator[str]:
+    """The certificate in words, vacuous or not."""
+    if certificate is None:
+        yield "certificate: none (this criterion has no error bound)"
+        return
+    groups = certificate["groups"].values()
+    if not groups:
+        yield "certificate: nothing was cut, the outputs are the original's"
+        return
+    empty = sum(g["vacuous"] for g in groups)
+    worst = max(g["epsilon"] for g in groups)
+    if empty:
+        yield (
+            f"certificate: the sampling bound is vacuous (epsilon >= 1) in {empty} of {len(groups)} groups, up to {worst:.3g}; "
+            "it shared out the budget but guarantees nothing there"
+        )
+    else:
+        yield f"certificate: epsilon <= {worst:.3g} in every group, with probability {1 - certificate['delta']:g}"
+    largest = max(g["dropped_sensitivity"] for g in groups)
+    yield f"on the calibration samples: the dropped channels' sensitivities add up to at most {largest:.3g} in a group"
+
+
+def layers(console: Console, report: Mapping[str, Any]) -> None:
+    """Layer by layer: channels and MACs before and after, and how much sensitivity there was."""
+    rows = []
+    for layer in report["layers"]:
+        before, after = layer["macs"]
+        rows.append(
+            (
+                layer["name"],
+                _change(*layer["in"]),
+                _change(*layer["out"]),
+                number(before),
+                number(after),
+                percent(after, before),
+                f"{layer['sensitivity_sum']:.2f}" if layer["sensitivity_sum"] else "-",
+                f"{layer['epsilon']:.3g}" if layer["epsilon"] else "-",
+            )
+        )
+    _table(console, ("layer", "in", "out", "MACs", "after", "kept", "sens.", "epsilon"), rows)
+
+
+def _table(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], text: int = 0) -> None:
+    """A table whose first column gives way when the terminal is narrow, and whose last `text` columns are words."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    widths = [max(len(h), *(len(r[i]) for r in rows), 1) if rows else len(h) for i, h in enumerate(headers)]
+    numeric = sum(w + 2 for w in widths[1 : len(headers) - text])
+    room = max(16, console.width - numeric - (30 if text else 0))
+    table.add_column(headers[0], no_wrap=True, width=min(widths[0], room))
+    for i, header in enumerate(headers[1:], start=1):
+        if i < len(headers) - text:
+            table.add_column(header, justify="right", no_wrap=True, min_width=widths[i])
+        else:
+            table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(escape(_tail(row[0], min(widths[0], room))), *(escape(c) for c in row[1:]))
+    console.print(table)
+
+
+def _tail(name: str, room: int) -> str:
+    """The end of a long name, which tells layers apart better than its beginning."""
+    return name if len(name) <= room else "…" + name[1 - room :]
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before} -> {after}" if before != after else str(before)
+
+
+def groups(console: Console, entries: Sequence[Mapping[str, Any]], limit: int | None) -> None:
+    """The channel groups: size, members, MACs they take part in, and why those that are frozen are."""
+    rows = [
+        (
+            g["id"],
+            str(g["size"]),
+            str(len(g["members"])),
+            number(g["macs"]),
+            f"frozen: {g['reason']}" if g["frozen"] else "can be pruned",
+        )
+        for g in entries[:limit]
+    ]
+    _table(console, ("group", "channels", "tensors", "MACs", "state"), rows, text=1)
+    if limit is not None and len(entries) > limit:
+        console.print(f"... and {len(entries) - limit} more (-v shows all)")
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Any]:
+    """Yields progress(stage, done, total): bars on a terminal, plain lines in a log, nothing when quiet."""
+    if quiet:
+        yield lambda stage, done, total: None
+    elif sys.stderr.isatty():
+        with _bars() as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def tell(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
+                bars.update(tasks[stage], completed=done)
+
+            yield tell
+    else:
+        shown: dict[str, int] = {}
+
+        def log(stage: str, done: int, total: int) -> None:
+            tenth = 10 * done // max(1, total)
+            if shown.get(stage) != tenth and (done == total or tenth % 5 == 0):
+                shown[stage] = tenth
+                print(f"{STAGES.get(stage, stage)}: {done}/{total}", file=sys.stderr, flush=True)
+
+        yield log
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

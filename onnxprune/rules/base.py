@@ -1,0 +1,226 @@
+"""What an operator rule sees (`View`), what it may say (facts), and what a rule is (`Rule`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.channels import Dim, Freeze, Index, Tie
+from onnxprune.graph import Array, Network
+from onnxprune.symbolic import Entry, Symbols
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """The layer sums over this axis of its weight: zeroing a slice of it masks a channel."""
+
+    dim: Dim
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The node reads the size of this axis only, or is indifferent to it: no reason to freeze."""
+
+    dim: Dim
+
+
+@dataclass(frozen=True)
+class MustEqual:
+    """After every cut `entry` must evaluate to the size of `dim`, or `dim` cannot be cut."""
+
+    dim: Dim
+    entry: Entry
+
+
+Fact: TypeAlias = Tie | Freeze | Consumer | Reads | MustEqual
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear operator: what it reads, what it makes and what it costs.
+
+    x, out: channel axis of the activations in and out. w: the weight's axis that is summed over; None where the channels
+    pass through one by one (depthwise). MACs = `factor` times the product of the sizes of `macs_dims`.
+    """
+
+    index: int
+    name: str
+    op: str
+    x: Dim
+    w: Dim | None
+    out: Dim
+    factor: int
+    macs_dims: tuple[Dim, ...]
+    weight: str
+
+
+@dataclass(frozen=True)
+class SetAttr:
+    """Surgery sets an attribute of the node."""
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class SetInput:
+    """Surgery gives the node's input `position` this constant."""
+
+    position: int
+    value: Array
+
+
+@dataclass(frozen=True)
+class SetConst:
+    """Surgery changes one element of a constant that reaches the node through shape arithmetic."""
+
+    source: tuple[str, int]
+    value: int
+
+
+Edit: TypeAlias = SetAttr | SetInput | SetConst
+
+
+@dataclass(frozen=True)
+class View:
+    """One node as its rule sees it. Axes may be negative; all shapes are the concrete ones of the probe run."""
+
+    net: Network
+    symbols: Symbols
+    index: int
+    live: Callable[[Dim], bool]
+
+    def live_axes(self, i: int) -> set[int]:
+        """The axes of input `i` that channels have reached so far; the nodes before this one have been seen."""
+        return {axis for axis in range(len(self.shape(i))) if self.live(self.x(i, axis))}
+
+    @property
+    def node(self) -> gs.Node:
+        return self.net.nodes[self.index]
+
+    @property
+    def op(self) -> str:
+        return str(self.node.op)
+
+    @property
+    def label(self) -> str:
+        return self.net.label(self.index)
+
+    def __str__(self) -> str:
+        return f"{self.op} '{self.label}'"
+
+    @property
+    def count(self) -> int:
+        return len(self.node.inputs)
+
+    def has(self, i: int) -> bool:
+        """Whether optional input `i` is there."""
+        return i < len(self.node.inputs) and bool(self.node.inputs[i].name)
+
+    def name(self, i: int) -> str:
+        return str(self.node.inputs[i].name)
+
+    def shape(self, i: int = 0) -> tuple[int, ...]:
+        return self.net.shapes[self.name(i)]
+
+    def out_shape(self, o: int = 0) -> tuple[int, ...]:
+        return self.net.shapes[self.node.outputs[o].name]
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.node.attrs.get(name, default)
+
+    def x(self, i: int, axis: int) -> Dim:
+        """Axis of input `i`. Small constants that several nodes share (exporters merge equal ones) are told apart."""
+        name = self.name(i)
+        use = f"{self.index}.{i}" if splittable(self.net, name) else ""
+        return Dim(name, axis % len(self.shape(i)), use)
+
+    def y(self, axis: int, o: int = 0) -> Dim:
+        """Axis of output `o`."""
+        return Dim(self.node.outputs[o].name, axis % len(self.out_shape(o)))
+
+    def fixed(self, i: int) -> bool:
+        """Whether input `i` is computed from constants alone."""
+        return self.name(i) in self.net.fixed
+
+    def value(self, i: int) -> Array | None:
+        """Value of input `i` when it is computed from constants alone, else None."""
+        return self.net.array(self.name(i)) if self.has(i) and self.fixed(i) else None
+
+    def ints(self, i: int, attr: str = "") -> list[int] | None:
+        """Integers from attribute `attr` or else from constant input `i`; None when absent or not constant."""
+        if attr and attr in self.node.attrs:
+            return [int(v) for v in np.ravel(self.node.attrs[attr])]
+        value = self.value(i) if self.has(i) else None
+        return None if value is None else [int(v) for v in value.ravel()]
+
+
+def splittable(net: Network, name: str) -> bool:
+    """A constant vector or scalar with several uses: unrelated layers may share it by accident of the exporter."""
+    proto = net.initializers.get(name)
+    if proto is None or len(net.uses.get(name, ())) < 2:
+        return False
+    return bool(np.prod(proto.dims) == max([1, *proto.dims]))
+
+
+class Resize:
+    """What a plan leaves of every axis."""
+
+    def __init__(self, net: Network, removed: Mapping[Dim, Index]) -> None:
+        self.net = net
+        self.removed = removed
+
+    def touches(self, dim: Dim) -> bool:
+        return dim in self.removed
+
+    def full(self, dim: Dim) -> int:
+        return self.net.shapes[dim.tensor][dim.axis]
+
+    def kept(self, dim: Dim) -> Index:
+        """The positions that stay, sorted."""
+        every = np.arange(self.full(dim))
+        return np.delete(every, self.removed[dim]) if dim in self.removed else every
+
+    def size(self, dim: Dim) -> int:
+        return self.full(dim) - (len(self.removed[dim]) if dim in self.removed else 0)
+
+
+TieFn: TypeAlias = Callable[[View], Iterable[Fact]]
+FixupFn: TypeAlias = Callable[[View, Resize], Iterable[Edit]]
+LayerFn: TypeAlias = Callable[[View], Layer | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one operator couples channels.
+
+    ties: the facts about its axes; an axis that no fact mentions is frozen where channels reach it.
+    fixup: edits to attributes and shape constants that count channels. layer: set for linear operators.
+    """
+
+    ties: TieFn
+    fixup: FixupFn | None = None
+    layer: LayerFn | None = None
+
+
+RuleTable: TypeAlias = Mapping[tuple[str, str], Rule]
+
+
+def table(*parts: Mapping[str, Rule], domain: str = "") -> dict[tuple[str, str], Rule]:
+    """One table out of several, keyed (domain, operator); two rules for one operator raise ValueError."""
+    merged: dict[tuple[str, str], Rule] = {}
+    for part in parts:
+        for op, rule in part.items():
+            if (domain, op) in merged:
+                raise ValueError(f"two rules for operator {op}")
+            merged[domain, op] = rule
+    return merged
+
+
+def blocks(units: int, per_unit: int) -> Index:
+    """0,0,..,1,1,..: the unit of every position when each of `units` units owns `per_unit` positions in a row."""
+    return np.repeat(np.arange(units), per_unit)

@@ -1,0 +1,143 @@
+"""Normalisation, pooling, reduction and other operators that keep the channels or sum over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxprune.channels import Freeze, Tie
+from onnxprune.rules.base import Fact, Rule, View
+
+POOLS = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool"]
+REDUCTIONS = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+]
+
+
+def same_axes(view: View, skip: set[int]) -> Iterator[Fact]:
+    """Ties all axes of input 0 to those of output 0 but for the ones in `skip`."""
+    shape = view.shape(0)
+    for axis, size in enumerate(shape):
+        if axis not in skip and size > 1:
+            yield Tie(view.x(0, axis), view.y(axis))
+
+
+def crossing(view: View, axes: set[int], what: str) -> Iterator[Fact]:
+    """The axes in `axes` are frozen because the operator mixes their elements; the others pass through."""
+    yield from same_axes(view, axes)
+    for axis in sorted(axes):
+        yield Freeze(view.x(0, axis), f"{view} {what}")
+
+
+def batch_norm(view: View) -> Iterator[Fact]:
+    """Scale, bias, mean and variance [C] follow axis 1. Statistics of a training-mode node depend on the batch alone."""
+    for axis in (0, 1):
+        if view.shape(0)[axis] > 1:
+            yield Tie(view.x(0, axis), view.y(axis))
+    for spatial in range(2, len(view.shape(0))):
+        yield Tie(view.x(0, spatial), view.y(spatial))
+    for i in range(1, 5):
+        yield Tie(view.y(1), view.x(i, 0))
+    if view.attr("training_mode", 0) or sum(bool(o.name) for o in view.node.outputs) > 1:
+        yield Freeze(view.y(1), f"{view} runs in training mode")
+
+
+def instance_norm(view: View) -> Iterator[Fact]:
+    """Every channel is normalised over its own positions."""
+    yield Tie(view.x(0, 1), view.y(1))
+    for i in (1, 2):
+        yield Tie(view.y(1), view.x(i, 0))
+
+
+def pool(view: View) -> Iterator[Fact]:
+    """Batch and channels pass through."""
+    for axis in (0, 1):
+        if view.shape(0)[axis] > 1:
+            yield Tie(view.x(0, axis), view.y(axis))
+
+
+def max_pool(view: View) -> Iterator[Fact]:
+    yield from pool(view)
+    if len(view.node.outputs) > 1 and view.node.outputs[1].name:
+        yield Freeze(view.x(0, 1), f"{view} also outputs indices, which count through the channels")
+
+
+def reduce_axes(view: View) -> set[int] | None:
+    """The axes that a reduction removes; None when they are not constant."""
+    rank = len(view.shape(0))
+    axes = view.ints(1, "axes")
+    if axes is None and (view.has(1) and not view.fixed(1)):
+        return None
+    if not axes:
+        return set() if view.attr("noop_with_empty_axes", 0) else set(range(rank))
+    return {a % rank for a in axes}
+
+
+def reduction(view: View) -> Iterator[Fact]:
+    """Axes that are not reduced pass through."""
+    axes = reduce_axes(view)
+    if axes is None:
+        return
+    keep = bool(view.attr("keepdims", 1))
+    out = 0
+    for axis, size in enumerate(view.shape(0)):
+        if axis in axes:
+            yield Freeze(view.x(0, axis), f"{view} sums over it without weights")
+            out += keep
+        else:
+            if size > 1:
+                yield Tie(view.x(0, axis), view.y(out))
+            out += 1
+
+
+def softmax(view: View) -> Iterator[Fact]:
+    """Before opset 13 the axis is where the tensor is flattened to a matrix, so all later axes are mixed."""
+    rank = len(view.shape(0))
+    one = view.net.opset >= 13
+    first = view.attr("axis", -1 if one else 1) % rank
+    return crossing(view, {first} if one else set(range(first, rank)), "normalises over it")
+
+
+def lrn(view: View) -> Iterator[Fact]:
+    return crossing(view, {1}, "normalises over neighbouring channels")
+
+
+def layer_norm(view: View) -> Iterator[Fact]:
+    """Scale and bias cover the normalised axes, which are frozen; the others pass through."""
+    rank = len(view.shape(0))
+    return crossing(view, set(range(view.attr("axis", -1) % rank, rank)), "sums over the channels")
+
+
+def lp_norm(view: View) -> Iterator[Fact]:
+    return crossing(view, {view.attr("axis", -1) % len(view.shape(0))}, "normalises over it")
+
+
+def cum_sum(view: View) -> Iterator[Fact]:
+    axis = view.ints(1)
+    if axis is not None:
+        yield from crossing(view, {axis[0] % len(view.shape(0))}, "accumulates over it")
+
+
+RULES: dict[str, Rule] = {op: Rule(pool) for op in POOLS}
+RULES |= {op: Rule(reduction) for op in REDUCTIONS}
+RULES |= {
+    "BatchNormalization": Rule(batch_norm),
+    "InstanceNormalization": Rule(instance_norm),
+    "MaxPool": Rule(max_pool),
+    "Softmax": Rule(softmax),
+    "LogSoftmax": Rule(softmax),
+    "Hardmax": Rule(softmax),
+    "LRN": Rule(lrn),
+    "LayerNormalization": Rule(layer_norm),
+    "RMSNormalization": Rule(layer_norm),
+    "LpNormalization": Rule(lp_norm),
+    "CumSum": Rule(cum_sum),
+}

@@ -1,0 +1,228 @@
+"""Operators that change how axes are cut up: Reshape, Flatten, Squeeze, Unsqueeze, Expand, Tile, Resize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from onnxprune.channels import Freeze, Index, Tie
+from onnxprune.rules.base import Edit, Fact, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View
+from onnxprune.symbolic import Const, Size
+
+MAX_BLOCK = 1 << 24  # positions; a block of merged axes larger than this is frozen rather than enumerated
+
+
+# ------------------------------------------------------------------------------------------ which axes correspond
+
+
+def axis_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Splits two shapes of equal size into the smallest runs of axes with equal products; axes of size 1 are left out."""
+    a = [i for i, n in enumerate(before) if n != 1]
+    b = [i for i, n in enumerate(after) if n != 1]
+    result: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        left, right = [a[i]], [b[j]]
+        p, q = before[a[i]], after[b[j]]
+        i, j = i + 1, j + 1
+        while p != q:
+            if p < q and i < len(a):
+                p, i = p * before[a[i]], i + 1
+                left.append(a[i - 1])
+            elif q < p and j < len(b):
+                q, j = q * after[b[j]], j + 1
+                right.append(b[j - 1])
+            else:
+                return []
+        result.append((left, right))
+    return result
+
+
+def _labels(shape: Sequence[int], axis: int) -> Index:
+    """For every element of a tensor of `shape`, flat, its position on `axis`."""
+    inner = int(np.prod(shape[axis + 1 :]))
+    outer = int(np.prod(shape[:axis]))
+    return np.tile(np.repeat(np.arange(shape[axis]), inner), outer)
+
+
+def pairs(before: Sequence[int], a: int, after: Sequence[int], b: int) -> tuple[Index, Index]:
+    """The distinct (position on axis a, position on axis b) pairs under a reshape from `before` to `after`."""
+    code = np.unique(_labels(before, a) * after[b] + _labels(after, b))
+    return code // after[b], code % after[b]
+
+
+def _units(ia: Index, ib: Index, n: int, m: int) -> int:
+    """How many independent channels a tie of these pairs leaves: equal-sized runs make this a matter of counting."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(len(ia), np.int8), (ia, ib + n)), shape=(n + m, n + m))
+    return int(connected_components(graph, directed=False)[0])
+
+
+def reshape_ties(view: View) -> Iterator[Fact]:
+    """Within each run of merged or split axes the pair of axes that leaves most channels is tied; the rest freezes.
+
+    Channels [C] split into [2, C/2] can be followed along either new axis, not along both.
+    """
+    before, after = view.shape(0), view.out_shape()
+    live = view.live_axes(0)
+    for left, right in axis_blocks(before, after):
+        if len(left) == len(right) == 1:
+            yield Tie(view.x(0, left[0]), view.y(right[0]))
+            continue
+        size = int(np.prod([before[i] for i in left]))
+        if size > MAX_BLOCK:
+            continue
+        best: tuple[int, int, int, Index, Index] | None = None
+        for a in (axis for axis in left if axis in live):
+            for b in right:
+                small_before, small_after = [before[i] for i in left], [after[i] for i in right]
+                ia, ib = pairs(small_before, left.index(a), small_after, right.index(b))
+                units = _units(ia, ib, before[a], after[b])
+                if units > 1 and (best is None or units > best[0]):
+                    best = (units, a, b, ia, ib)
+        if best is not None:
+            yield Tie(view.x(0, best[1]), view.y(best[2]), best[3], best[4])
+
+
+# --------------------------------------------------------------------------------- shape operands that count channels
+
+
+def _exclusive(view: View, source: str) -> bool:
+    """Whether the constant `source` reaches this node and no other, so that it may be edited in place."""
+    name = source
+    while True:
+        uses = view.net.uses.get(name, [])
+        if len(uses) != 1 or name in view.net.outputs:
+            return False
+        index = uses[0][0]
+        if index == view.index:
+            return True
+        name = view.net.nodes[index].outputs[0].name
+
+
+def operand_facts(view: View, position: int, axes: Sequence[int]) -> Iterator[Fact]:
+    """Facts about the shape operand at input `position`, whose entry k is the size of output axis `axes[k]`."""
+    if view.fixed(position):
+        return  # rewritten as a whole by `operand_edits`
+    entries = view.symbols.of(view.name(position))
+    for k, axis in enumerate(axes):
+        entry = None if entries is None else entries[k]
+        if isinstance(entry, Const):
+            if entry.value == 0 and view.op == "Reshape":
+                yield MustEqual(view.y(axis), Size(view.x(0, axis)))
+            elif entry.value > 0 and not (entry.source and _exclusive(view, entry.source[0])):
+                yield Freeze(view.y(axis), f"{view} takes its size from a constant that other nodes use too")
+        elif entry is None:
+            yield Freeze(view.y(axis), f"{view} computes its size at run time")
+        else:
+            yield MustEqual(view.y(axis), entry)
+
+
+def operand_edits(view: View, resize: Resize, position: int, axes: Sequence[int]) -> Iterator[Edit]:
+    """Writes the new sizes into the shape operand at input `position`."""
+    old = view.value(position)
+    if old is not None:
+        new = [_entry(view, resize, int(v), axis) for v, axis in zip(old.ravel(), axes, strict=True)]
+        if new != [int(v) for v in old.ravel()]:
+            yield SetInput(position, np.array(new, old.dtype).reshape(old.shape))
+        return
+    entries = view.symbols.of(view.name(position))
+    for entry, axis in zip(entries or [], axes, strict=False):
+        if isinstance(entry, Const) and entry.source and entry.value > 0 and resize.touches(view.y(axis)):
+            yield SetConst(entry.source, resize.size(view.y(axis)))
+
+
+def _entry(view: View, resize: Resize, value: int, axis: int) -> int:
+    size = resize.size(view.y(axis))
+    if value == 0 and view.op == "Reshape" and not view.attr("allowzero", 0):
+        return 0 if resize.size(view.x(0, axis)) == size else size
+    if value == -1 or (value == 1 and view.op == "Expand"):
+        return value
+    return size if resize.touches(view.y(axis)) else value
+
+
+def reshape(view: View) -> Iterator[Fact]:
+    yield from reshape_ties(view)
+    if view.has(1):
+        yield from operand_facts(view, 1, range(len(view.out_shape())))
+
+
+def reshape_fixup(view: View, resize: Resize) -> Iterator[Edit]:
+    if "shape" in view.node.attrs:  # opset 1
+        axes = range(len(view.out_shape()))
+        yield SetAttr("shape", [_entry(view, resize, int(v), a) for v, a in zip(view.attr("shape"), axes, strict=True)])
+    elif view.has(1):
+        yield from operand_edits(view, resize, 1, range(len(view.out_shape())))
+
+
+def expand(view: View) -> Iterator[Fact]:
+    """Axes that are stretched from 1 are new; the others pass through."""
+    out = view.out_shape()
+    offset = len(out) - len(view.shape(0))
+    for axis, size in enumerate(view.shape(0)):
+        if size > 1:
+            yield Tie(view.x(0, axis), view.y(axis + offset))
+    if view.has(1):
+        short = int(np.prod(view.shape(1)))
+        yield from operand_facts(view, 1, range(len(out) - short, len(out)))
+
+
+def expand_fixup(view: View, resize: Resize) -> Iterator[Edit]:
+    rank, short = len(view.out_shape()), int(np.prod(view.shape(1)))
+    yield from operand_edits(view, resize, 1, range(rank - short, rank))
+
+
+def tile(view: View) -> Iterator[Fact]:
+    for axis, size in enumerate(view.shape(0)):
+        times = view.out_shape()[axis] // max(size, 1)
+        if size > 1:
+            yield Tie(view.x(0, axis), view.y(axis), np.tile(np.arange(size), times), None)
+
+
+def squeeze_ties(view: View) -> Iterator[Fact]:
+    yield from reshape_ties(view)
+    if view.op == "Squeeze" and not view.has(1) and "axes" not in view.node.attrs:
+        # Without axes a channel axis that shrinks to one position would be squeezed away too.
+        for axis in range(len(view.shape(0))):
+            yield Freeze(view.x(0, axis), f"{view} names no axes: it would drop an axis cut to one position")
+
+
+# ------------------------------------------------------------------------------------------------------ interpolation
+
+
+def _sizes_input(view: View) -> int | None:
+    return 3 if view.op == "Resize" and view.has(3) else None
+
+
+def _resized_axes(view: View) -> list[int]:
+    rank = len(view.shape(0))
+    return [a % rank for a in view.attr("axes", range(rank))]
+
+
+def interpolate(view: View) -> Iterator[Fact]:
+    """Axes whose size stays pass through; the others are interpolated."""
+    for axis, size in enumerate(view.shape(0)):
+        if size > 1 and view.out_shape()[axis] == size:
+            yield Tie(view.x(0, axis), view.y(axis))
+    if (position := _sizes_input(view)) is not None:
+        yield from operand_facts(view, position, _resized_axes(view))
+
+
+def interpolate_fixup(view: View, resize: Resize) -> Iterator[Edit]:
+    if (position := _sizes_input(view)) is not None:
+        yield from operand_edits(view, resize, position, _resized_axes(view))
+
+
+RULES = {
+    "Reshape": Rule(reshape, reshape_fixup),
+    "Flatten": Rule(reshape_ties),
+    "Squeeze": Rule(squeeze_ties),
+    "Unsqueeze": Rule(reshape_ties),
+    "Expand": Rule(expand, expand_fixup),
+    "Tile": Rule(tile),
+    "Resize": Rule(interpolate, interpolate_fixup),
+    "Upsample": Rule(interpolate),
+}

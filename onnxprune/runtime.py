@@ -1,0 +1,183 @@
+"""ONNX Runtime: the only module that imports it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from onnxprune.errors import ModelError, OptionError
+from onnxprune.graph import Array, Network, graph_inputs
+
+Feeds = Mapping[str, Array]
+
+_SHAPE = "onnxprune.shape."
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_SMALL = 4096  # elements; integer tensors up to this size are recorded by the probe
+
+ort.set_default_logger_severity(4)
+
+
+def providers(names: Sequence[str] = ("cpu",)) -> list[str]:
+    """Execution provider names from short ones (`cpu`, `cuda`, `tensorrt`); the CPU is always the last resort.
+
+    Raises OptionError for an unknown name or one that this ONNX Runtime lacks.
+    """
+    chosen = []
+    for name in names:
+        full = _PROVIDERS.get(name.lower(), name)
+        if full not in ort.get_available_providers():
+            have = ", ".join(ort.get_available_providers())
+            raise OptionError(f"execution provider '{name}' is not available", hint=f"this ONNX Runtime has {have}")
+        chosen.append(full)
+    return list(dict.fromkeys([*chosen, "CPUExecutionProvider"]))
+
+
+def session(
+    model: onnx.ModelProto, *, providers: Sequence[str] | None = None, threads: int | None = None, optimise: bool = True
+) -> ort.InferenceSession:
+    """An inference session; ModelError with ONNX Runtime's own words when it refuses the model."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        blob = model.SerializeToString()
+        return ort.InferenceSession(blob, options, providers=list(providers or ["CPUExecutionProvider"]))
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+        raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from None
+
+
+def run(sess: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
+    """Runs a session; ModelError with ONNX Runtime's own words when it fails."""
+    names = {i.name for i in sess.get_inputs()}
+    try:
+        return list(sess.run(outputs, {k: v for k, v in feeds.items() if k in names}))
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime fails on the model: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """A copy whose outputs are exactly `tensors`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(tensors))
+    return copy
+
+
+def input_dtype(value: onnx.ValueInfoProto) -> np.dtype[Any]:
+    """The NumPy type of a graph input."""
+    return np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+
+
+def input_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    """The declared shape of a graph input; None for a dynamic dimension."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims)
+
+
+def example_feeds(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Array]:
+    """Pseudo-random inputs (fixed seed) of the declared shapes; `shapes` overrides, dynamic sizes are guessed.
+
+    A dynamic batch is 1, dynamic height and width are 224, any other dynamic size is 16.
+    Raises ModelError for inputs that are not tensors.
+    """
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for value in graph_inputs(model):
+        if not value.type.HasField("tensor_type"):
+            raise ModelError(f"input '{value.name}' is not a tensor", hint="onnxprune handles tensor inputs only")
+        declared = input_shape(value)
+        guess = 224 if len(declared) == 4 else 16
+        shape = tuple(d or (1 if i == 0 else guess) for i, d in enumerate(declared))
+        shape = tuple((shapes or {}).get(value.name, shape))
+        dtype = input_dtype(value)
+        if dtype.kind == "b":
+            feeds[value.name] = np.ones(shape, dtype)
+        elif dtype.kind in "iu":
+            feeds[value.name] = rng.integers(0, 2, shape).astype(dtype)
+        else:
+            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def fixed_values(net: Network, names: Iterable[str]) -> dict[str, Array]:
+    """Values of tensors that are computed from constants alone, e.g. weights behind Transpose or Cast nodes."""
+    found = {n: v for n in names if (v := net.array(n)) is not None}
+    wanted = [n for n in names if n not in found]
+    if wanted:
+        part = onnx.ModelProto()
+        part.CopyFrom(net.model)
+        nodes = [n for n in net.model.graph.node if n.output and all(o in net.fixed for o in n.output if o)]
+        del part.graph.node[:], part.graph.input[:], part.graph.output[:], part.graph.value_info[:]
+        part.graph.node.extend(nodes)
+        part.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
+        found |= dict(zip(wanted, run(session(part, optimise=False), {}), strict=True))
+    return found
+
+
+def probe(model: onnx.ModelProto, feeds: Feeds | None = None) -> Network:
+    """Runs the model once and records the shape of every tensor and the value of every small integer tensor.
+
+    One run of the real runtime tells what no shape inference does for every graph; only shapes and integers leave it,
+    so it needs no more memory than an inference. feeds: one sample, by default `example_feeds`.
+    Raises ModelError when ONNX Runtime refuses or fails.
+    """
+    feeds = example_feeds(model) if feeds is None else feeds
+    kinds = _tensor_types(model)
+    outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    del copy.graph.output[:]
+    integers = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+    values = [o for o in outer if kinds.get(o) in integers]
+    copy.graph.node.extend(helper.make_node("Shape", [o], [_SHAPE + str(i)]) for i, o in enumerate(outer))
+    names = [_SHAPE + str(i) for i in range(len(outer))]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in [*names, *values])
+    results = run(session(copy, optimise=False), feeds)
+    shapes = {o: tuple(int(d) for d in r) for o, r in zip(outer, results, strict=False)}
+    shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
+    shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
+    small = {o: r for o, r in zip(values, results[len(outer) :], strict=True) if r.size <= _SMALL}
+    return Network(model, shapes, small)
+
+
+def _tensor_types(model: onnx.ModelProto) -> dict[str, int | None]:
+    """Element type of every tensor that shape inference knows; None for sequences, maps and optionals."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except Exception:  # inference is a convenience here: an unknown type only means that a value is not recorded
+        inferred = model
+    kinds: dict[str, int | None] = {}
+    for value in [*inferred.graph.value_info, *inferred.graph.output]:
+        tensor = value.type.HasField("tensor_type")
+        kinds[value.name] = value.type.tensor_type.elem_type if tensor else None
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute:
+            a = node.attribute[0]
+            kinds[node.output[0]] = a.t.data_type if a.name == "value" else TensorProto.INT64 if "int" in a.name else 1
+        elif node.op_type in ("Shape", "Size", "NonZero"):
+            kinds[node.output[0]] = TensorProto.INT64
+        elif (node.op_type.startswith("Sequence") and node.op_type not in ("SequenceAt", "SequenceLength")) or node.op_type in (
+            "SplitToSequence",
+            "Optional",
+            "ZipMap",
+        ):
+            kinds[node.output[0]] = None
+    return kinds

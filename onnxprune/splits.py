@@ -1,0 +1,66 @@
+"""Which samples calibrate, which compare outputs, which feed the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxprune import runtime, theory
+from onnxprune.channels import Index
+from onnxprune.contraction import consumers
+from onnxprune.data import Samples, choose
+from onnxprune.groups import Groups
+from onnxprune.imported import Imported
+from onnxprune.options import Options
+
+VALIDATION_WORK = 1e12  # MACs that comparing the outputs may take, so that a big network is compared on fewer samples
+VALIDATION_MOST = 2000
+ORACLE_SAMPLES = 8
+CHOICE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which samples calibrate, which decide between methods (of the calibration source), and which validate."""
+
+    calibration: Samples | None
+    calibration_indices: Index | None
+    validation: Samples | None
+    validation_indices: Index | None
+    choice_indices: Index
+
+    @staticmethod
+    def of(imported: Imported, samples: Samples | None, held_out: Samples | None, settings: Options) -> Split:
+        """Held-out samples where the source has them, else those that calibration leaves, else the same ones again."""
+        most = max(64, min(VALIDATION_MOST, int(VALIDATION_WORK / max(1, imported.size.macs))))
+        none = np.empty(0, np.int64)
+        if samples is None:
+            chosen = None if held_out is None else choose(len(held_out), most, settings.seed)
+            return Split(None, None, held_out, chosen, none)
+        order = choose(len(samples), None, settings.seed)
+        count = settings.samples or enough_samples(imported.groups, settings.delta)
+        first, rest = order[:count], order[count:]
+        other = held_out or samples.held_out
+        apart = len(rest) >= 2 * CHOICE  # else the calibration samples have to do
+        decide, rest = (rest[:CHOICE], rest[CHOICE:]) if apart else (first[-CHOICE:], rest)
+        if other is not None:
+            return Split(samples, first, other, choose(len(other), most, settings.seed), decide)
+        return Split(samples, first, samples, (rest if len(rest) else first)[:most], decide)
+
+    def oracle_feeds(self, imported: Imported) -> list[Mapping[str, Any]]:
+        """A few real samples where there are any, else two pseudo-random inputs."""
+        source = self.calibration or self.validation
+        indices = self.calibration_indices if self.calibration is not None else self.validation_indices
+        if source is None or indices is None:
+            return [runtime.example_feeds(imported.model)]
+        fixed = next((s.shape[0] for s in imported.specs if s.shape and s.shape[0]), None)
+        return [source.batch(np.resize(indices[:ORACLE_SAMPLES], fixed) if fixed else indices[:ORACLE_SAMPLES])]
+
+
+def enough_samples(groups: Groups, delta: float) -> int:
+    """How many samples the theory asks for; a few hundred at most (`theory.calibration_samples`)."""
+    outputs = [int(np.prod(groups.net.shapes[layer.out.tensor])) for layer in consumers(groups)] or [1]
+    return theory.calibration_samples(sum(outputs), max(outputs), delta)

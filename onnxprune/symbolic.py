@@ -1,0 +1,221 @@
+"""Where the entries of shape tensors come from.
+
+A Reshape's target, a Slice's end, an Expand's shape may count channels. Each entry of such an integer tensor is
+traced back to its source: an element of a constant (surgery can edit it), the size of an axis (it adapts by itself),
+or arithmetic on these. Whether an entry will be right after a cut is then a matter of evaluation, not of guessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Dim
+from onnxprune.graph import Array, Network
+
+MAX_ENTRIES = 64  # shape tensors are short; longer ones are data
+
+
+@dataclass(frozen=True)
+class Const:
+    """A literal; `source` names the constant tensor and the flat index in it, None when it cannot be edited."""
+
+    value: int
+    source: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of an axis at run time."""
+
+    dim: Dim
+
+
+@dataclass(frozen=True)
+class Arith:
+    """`op` of two entries, with ONNX's integer semantics."""
+
+    op: str
+    a: Entry
+    b: Entry
+
+
+Entry: TypeAlias = Const | Size | Arith
+
+
+def _leaves_integers(node: onnx.NodeProto) -> bool:
+    """A Cast to a type in which arithmetic is no longer the integers': tracing stops, what follows is data."""
+    integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    return node.op_type == "Cast" and next((a.i for a in node.attribute if a.name == "to"), 0) not in integers
+
+
+def _truncated(a: int, b: int) -> int:
+    return int(a / b) if b else 0  # ONNX Div on integers truncates towards zero
+
+
+_ARITH: dict[str, Callable[[int, int], int]] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": _truncated,
+    "Max": max,
+    "Min": min,
+    "Mod": lambda a, b: a % b if b else 0,
+}
+
+_MOVES = {"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Concat", "Gather", "Slice"}
+
+
+def evaluate(entry: Entry, size: Callable[[Dim], int]) -> int:
+    """The entry's value when axis `d` has `size(d)` elements."""
+    if isinstance(entry, Const):
+        return entry.value
+    if isinstance(entry, Size):
+        return size(entry.dim)
+    return _ARITH[entry.op](evaluate(entry.a, size), evaluate(entry.b, size))
+
+
+def sizes(entry: Entry) -> Iterator[Dim]:
+    """The axes that an entry depends on."""
+    if isinstance(entry, Size):
+        yield entry.dim
+    elif isinstance(entry, Arith):
+        yield from sizes(entry.a)
+        yield from sizes(entry.b)
+
+
+class Symbols:
+    """The entries of every short integer tensor of a network, by tensor name."""
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+        self.entries: dict[str, list[Entry]] = {}
+        for i in net.order:
+            self._trace(i)
+
+    def of(self, name: str) -> list[Entry] | None:
+        """Entries of tensor `name` in row-major order; None when they depend on data or cannot be traced."""
+        if name not in self.entries and name in self.net.initializers:
+            proto = self.net.initializers[name]
+            if int(np.prod(proto.dims)) <= MAX_ENTRIES and (values := self.net.array(name)) is not None:
+                if values.dtype.kind in "iu":
+                    self.entries[name] = [Const(int(v), (name, k)) for k, v in enumerate(values.ravel())]
+        return self.entries.get(name)
+
+    def _trace(self, index: int) -> None:
+        node = self.net.model.graph.node[index]
+        if node.domain not in ("", "ai.onnx") or not node.output or not node.output[0]:
+            return
+        result: list[Entry] | None = None
+        if node.op_type == "Shape":
+            result = self._shape(index)
+        elif node.op_type in _ARITH and len(node.input) == 2:
+            result = self._arithmetic(node.op_type, node.input[0], node.input[1])
+        elif node.op_type in _MOVES and not _leaves_integers(node):
+            result = self._move(index)
+        elif node.op_type == "Constant":
+            result = self.of(node.output[0])
+            literal = self.net.values.get(node.output[0])
+            if result is None and literal is not None and literal.size <= MAX_ENTRIES:
+                result = [Const(int(v)) for v in literal.ravel()]
+        if result is not None:
+            self.entries[node.output[0]] = result
+
+    def _shape(self, index: int) -> list[Entry] | None:
+        node = self.net.nodes[index]
+        name = node.inputs[0].name
+        if name not in self.net.shapes:
+            return None
+        rank = len(self.net.shapes[name])
+        axes = range(rank)[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
+        return [Size(Dim(name, a)) for a in axes]
+
+    def _arithmetic(self, op: str, a: str, b: str) -> list[Entry] | None:
+        left, right = self.of(a), self.of(b)
+        if left is None or right is None or (len(left) != len(right) and 1 not in (len(left), len(right))):
+            return None
+        n = max(len(left), len(right))
+        left, right = left * (n // len(left)), right * (n // len(right))
+        return [
+            Const(_ARITH[op](x.value, y.value)) if isinstance(x, Const) and isinstance(y, Const) else Arith(op, x, y)
+            for x, y in zip(left, right, strict=True)
+        ]
+
+    def _move(self, index: int) -> list[Entry] | None:
+        """Data movement is not modelled: the operator is run on numbers that stand for the entries."""
+        node = self.net.nodes[index]
+        operands = node.inputs if node.op == "Concat" else node.inputs[:1]
+        pool: list[Entry] = []
+        arrays = []
+        for tensor in operands:
+            found = self.of(tensor.name)
+            shape = self.net.shapes.get(tensor.name)
+            if found is None or shape is None:
+                return None
+            arrays.append(np.arange(len(pool), len(pool) + len(found)).reshape(shape))
+            pool.extend(found)
+        moved = self._run(index, arrays)
+        return None if moved is None or moved.size > MAX_ENTRIES else [pool[int(k)] for k in moved.ravel()]
+
+    def _run(self, index: int, arrays: list[Array]) -> Array | None:
+        node = self.net.nodes[index]
+        if node.op == "Concat":
+            return np.concatenate(arrays, axis=node.attrs["axis"])
+        if node.op == "Gather":
+            indices = self._literal(node.inputs[1].name)
+            return None if indices is None else np.take(arrays[0], indices, axis=node.attrs.get("axis", 0))
+        if node.op == "Slice":
+            return self._slice(index, arrays[0])
+        return arrays[0]  # the order of the elements stays
+
+    def _slice(self, index: int, array: Array) -> Array | None:
+        bounds = slice_bounds(self.net, index)
+        if bounds is None or array.ndim != 1:
+            return None
+        for start, end, axis, step in bounds:
+            if axis == 0:
+                return np.asarray(array[python_slice(start, end, step, len(array))])
+        return array
+
+    def _literal(self, name: str) -> Array | None:
+        entries, shape = self.of(name), self.net.shapes.get(name)
+        if entries is None or shape is None or not all(isinstance(e, Const) for e in entries):
+            return None
+        return np.array([e.value for e in entries if isinstance(e, Const)], np.int64).reshape(shape)
+
+
+def slice_bounds(net: Network, index: int) -> list[tuple[int, int, int, int]] | None:
+    """(start, end, axis, step) of a Slice for each sliced axis, as numbers; None when they are not known."""
+    node = net.nodes[index]
+    shape = net.shapes.get(node.inputs[0].name)
+    if shape is None:
+        return None
+    parts: list[list[int] | None] = []
+    for position, key in enumerate(("starts", "ends", "axes", "steps"), start=1):
+        if key in node.attrs:
+            parts.append([int(v) for v in node.attrs[key]])
+        elif position < len(node.inputs) and node.inputs[position].name:
+            value = net.array(node.inputs[position].name)
+            if value is None:
+                return None
+            parts.append([int(v) for v in value.ravel()])
+        else:
+            parts.append(None)
+    starts, ends, axes, steps = parts
+    if starts is None or ends is None:
+        return None
+    axes = [a % len(shape) for a in (axes or range(len(starts)))]
+    return list(zip(starts, ends, axes, steps or [1] * len(starts), strict=True))
+
+
+def python_slice(start: int, end: int, step: int, size: int) -> slice:
+    """The Python slice that equals ONNX's (start, end, step) on an axis of `size`; they differ at the clamped ends."""
+    if step < 0:
+        start = min(start if start >= 0 else start + size, size - 1)
+        end = end if end >= 0 else max(end + size, -1)
+        return slice(start, None if end < 0 else end, step)
+    return slice(start, end, step)

@@ -1,0 +1,144 @@
+"""Pass `allocate`: how much of every group to keep, so that the whole network meets the budget."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.budget import UNITS, Budget
+from onnxprune.channels import ChannelGroup, Index
+from onnxprune.errors import BudgetError
+from onnxprune.groups import Accounting
+from onnxprune.selection import Choice, Selector, Widths
+
+LOWEST, HIGHEST = -8.0, 30.0  # log10 of epsilon; far outside what any network asks for
+ROUNDS = 70
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """What every prunable group keeps. epsilon: the common error target of all groups, None for plain criteria."""
+
+    choices: Mapping[str, Choice]
+    epsilon: float | None
+
+
+def require_reachable(accounting: Accounting, groups: tuple[ChannelGroup, ...], widths: Widths, budget: Budget) -> None:
+    """Raises BudgetError, naming the smallest reachable network, when the budget is out of reach."""
+    if budget.kind != "eps":
+        _Ledger(accounting, groups, budget).check_reachable({g.id: widths.smallest(g.size) for g in groups})
+
+
+def allocate(
+    accounting: Accounting, groups: tuple[ChannelGroup, ...], selector: Selector, budget: Budget, spare: int = 0
+) -> Allocation:
+    """PFP's allocation: the smallest epsilon, the same for every group, at which the *whole* network fits the budget.
+
+    Bisection on log epsilon over the size that the choices really have. Deterministic choices then spend what granularity
+    left over, always on the group with the largest remaining error. Methods without a theory share out equal fractions.
+    `spare` of the budget is left unused. Raises BudgetError like `require_reachable`.
+    """
+    if budget.kind == "eps":
+        return Allocation({g.id: selector.within(g, budget.value) for g in groups}, budget.value)
+    ledger = _Ledger(accounting, groups, budget, spare)
+    ledger.check_reachable({g.id: selector.widths.smallest(g.size) for g in groups})
+    if selector.method == "top":
+        return _uniform(ledger, groups, selector)
+    return _by_epsilon(ledger, groups, selector)
+
+
+class _Ledger:
+    """The budget's account of a set of widths."""
+
+    def __init__(self, accounting: Accounting, groups: tuple[ChannelGroup, ...], budget: Budget, spare: int = 0) -> None:
+        self.accounting, self.budget = accounting, budget
+        self.limit = budget.value * budget.used(accounting.size(accounting.full_widths)) - spare
+        number = {name: i for i, name in enumerate(accounting.ids)}
+        self.column = {g.id: number[g.id] for g in groups}
+
+    def used(self, widths: Mapping[str, int]) -> int:
+        full: Index = self.accounting.full_widths.copy()
+        for name, n in widths.items():
+            full[self.column[name]] = n
+        return self.budget.used(self.accounting.size(full))
+
+    def fits(self, widths: Mapping[str, int]) -> bool:
+        return self.used(widths) <= self.limit
+
+    def check_reachable(self, smallest: Mapping[str, int]) -> None:
+        if not self.fits(smallest):
+            full = self.budget.used(self.accounting.size(self.accounting.full_widths))
+            least = self.used(smallest) / full
+            asked, what = f"--{self.budget.kind} {self.budget.value:g}", UNITS[self.budget.kind]
+            raise BudgetError(
+                f"{asked} is out of reach: the smallest network keeps {least:.3f} of the {what}",
+                hint=f"ask for {np.ceil(least * 1000) / 1000:.3f} or more; `onnxprune inspect` says what is frozen and why",
+            )
+
+
+def _by_epsilon(ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Selector) -> Allocation:
+    low, high = LOWEST, HIGHEST
+    best: tuple[float, dict[str, Choice]] | None = None
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        choices = {g.id: selector.choose(g, 10.0**middle) for g in groups}
+        if ledger.fits({name: len(c.indices) for name, c in choices.items()}):
+            best, high = (middle, choices), middle
+        else:
+            low = middle
+        if high - low < 1e-12:
+            break
+    if best is None:
+        best = (HIGHEST, {g.id: selector.top(g, selector.widths.smallest(g.size)) for g in groups})
+    log_eps, choices = best
+    if not any(selector.samples(g) for g in groups):
+        _spend(ledger, groups, selector, choices, selector.next_eps)
+    return Allocation(choices, 10.0**log_eps)
+
+
+def _spend(
+    ledger: _Ledger,
+    groups: tuple[ChannelGroup, ...],
+    selector: Selector,
+    choices: dict[str, Choice],
+    urgency: Callable[[ChannelGroup, int], float],
+) -> None:
+    """Widens groups, the most urgent first, as long as anything fits. Changes `choices`."""
+    widths = {name: len(c.indices) for name, c in choices.items()}
+    queue: list[tuple[float, int]] = []
+
+    def push(i: int) -> None:
+        group = groups[i]
+        if widths[group.id] < group.size:
+            heapq.heappush(queue, (-urgency(group, selector.widths.fit(widths[group.id] + 1, group.size)), i))
+
+    for i in range(len(groups)):
+        push(i)
+    while queue:
+        _, i = heapq.heappop(queue)
+        group = groups[i]
+        wider = selector.widths.fit(widths[group.id] + 1, group.size)
+        if ledger.fits({**widths, group.id: wider}):
+            widths[group.id] = wider
+            push(i)
+    for group in groups:
+        if widths[group.id] != len(choices[group.id].indices):
+            choices[group.id] = selector.top(group, widths[group.id])
+
+
+def _uniform(ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Selector) -> Allocation:
+    """The same fraction of every group, the largest that fits; then single channels where most is missing."""
+
+    def widths(fraction: float) -> dict[str, int]:
+        return {g.id: selector.widths.fit(int(fraction * g.size), g.size) for g in groups}
+
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ledger.fits(widths(middle)) else (low, middle)
+    choices = {g.id: selector.top(g, n) for g in groups for n in [widths(low)[g.id]]}
+    _spend(ledger, groups, selector, choices, lambda g, n: 1 - (n - 1) / g.size)
+    return Allocation(choices, None)

@@ -1,0 +1,211 @@
+"""Pass `group`: which channels live and die together, by running every operator's rule once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.channels import Components, Coupling, Dim, Freeze, Tie
+from onnxprune.graph import Array, Network
+from onnxprune.groups import Groups
+from onnxprune.rules import STANDARD, Consumer, Layer, MustEqual, Reads, RuleTable, View
+from onnxprune.symbolic import Symbols, evaluate, sizes
+
+# Operators that take a shape or position operand, with the input positions that their rules look after.
+SHAPE_OPERANDS = {
+    "Reshape": (1,),
+    "Expand": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Resize": (3,),
+    "Upsample": (1,),
+    "Split": (1,),
+    "Tile": (1,),
+    "Pad": (1,),
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "Gather": (1,),
+}
+TRIALS = 3
+
+
+def group(net: Network, rules: RuleTable = STANDARD) -> Groups:
+    """Channel groups of a network; whatever no rule explains is frozen, with the reason.
+
+    Linear in the size of the graph. The rules run in topological order, so that each knows which axes channels reach.
+    """
+    analysis = _Analysis(net, rules)
+    for index in net.order:
+        analysis.visit(index)
+    analysis.freeze_outputs()
+    components = analysis.coupling.solve()
+    analysis.freeze_late(components)
+    return analysis.finish(components)
+
+
+class _Analysis:
+    def __init__(self, net: Network, rules: RuleTable) -> None:
+        self.net, self.rules = net, rules
+        self.symbols = Symbols(net)
+        self.coupling = Coupling()
+        self.live: set[Dim] = set()
+        self.origin: dict[str, str] = {i.name: f"it comes from graph input '{i.name}'" for i in net.inputs}
+        self.unmentioned: list[Freeze] = []
+        self.roles: dict[Dim, str] = {}
+        self.musts: list[MustEqual] = []
+        self.layers: list[Layer] = []
+        self.node_ties: list[tuple[int, list[Tie]]] = []
+        self.outputs = set(net.outputs)
+
+    # ------------------------------------------------------------------------------------------- one node
+
+    def visit(self, index: int) -> None:
+        node = self.net.model.graph.node[index]
+        if node.op_type == "Constant" and not node.input:
+            return
+        view = View(self.net, self.symbols, index, self.is_live)
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        rule = self.rules.get((domain, node.op_type))
+        known = rule is not None and self._has_shapes(view)
+        facts = list(rule.ties(view)) if rule is not None and known else []
+        if rule is not None and known and rule.layer and (layer := rule.layer(view)):
+            self.layers.append(layer)
+        ties = [f for f in facts if isinstance(f, Tie)]
+        mentioned = {d for t in ties for d in (t.a, t.b)} | {f.dim for f in facts if isinstance(f, Freeze | Reads)}
+        self._spread(view, ties)
+        for freeze in (f for f in facts if isinstance(f, Freeze) and self.is_live(f.dim)):
+            self._freeze(freeze)
+        self.roles.update({f.dim: "consumer" for f in facts if isinstance(f, Consumer)})
+        self.musts.extend(f for f in facts if isinstance(f, MustEqual))
+        self.node_ties.append((index, ties))
+        why = (
+            f"{view} mixes its positions"
+            if known
+            else f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
+        )
+        self._freeze_unmentioned(view, mentioned, why)
+        for name in node.output:
+            self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")
+        self._freeze_numbers(view)
+
+    def _has_shapes(self, view: View) -> bool:
+        names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
+        return all(n in self.net.shapes for n in names)
+
+    def is_live(self, dim: Dim) -> bool:
+        """Whether channels can lie on this axis: it stems from a weight. Axes of size 1 have nothing to give."""
+        if dim.tensor not in self.net.shapes or self.net.shapes[dim.tensor][dim.axis] < 2:
+            return False
+        return dim in self.live or dim.tensor in self.net.initializers
+
+    def _spread(self, view: View, ties: list[Tie]) -> None:
+        """Makes the outputs live that a live axis is tied to, then records the ties; one with a dead axis freezes."""
+        outputs = {t.name for t in view.node.outputs}
+        for _ in range(2):  # a second round for outputs that are tied to each other, as in a grouped convolution
+            for t in ties:
+                for known, new in ((t.a, t.b), (t.b, t.a)):
+                    if self.is_live(known) and new.tensor in outputs and self.net.shapes[new.tensor][new.axis] > 1:
+                        self.live.add(new)
+        for t in ties:
+            a, b = self.is_live(t.a), self.is_live(t.b)
+            for dim in (t.a, t.b):
+                if self.is_live(dim):
+                    self.coupling.register(dim, self.net.shapes[dim.tensor][dim.axis])
+            if a and b:
+                self.coupling.ties.append(t)
+            elif a or b:
+                dim, other, positions = (t.a, t.b, t.ia) if a else (t.b, t.a, t.ib)
+                why = self.origin.get(other.tensor, f"{view} ties it to {other.tensor}, which has no channels to cut")
+                self.coupling.freezes.append(Freeze(dim, why, positions))
+
+    def _freeze(self, freeze: Freeze) -> None:
+        self.coupling.register(freeze.dim, self.net.shapes[freeze.dim.tensor][freeze.dim.axis])
+        self.coupling.freezes.append(freeze)
+
+    def _freeze_unmentioned(self, view: View, mentioned: set[Dim], why: str) -> None:
+        for name in self.net.reads(view.index):
+            if name not in self.net.shapes:
+                continue
+            captured = name in self.net.captured[view.index]
+            reason = f"a subgraph of {view} reads it" if captured else why
+            for axis in range(len(self.net.shapes[name])):
+                uses = [Dim(name, axis, f"{view.index}.{i}") for i, t in enumerate(view.node.inputs) if t.name == name]
+                dims = [Dim(name, axis), *uses]
+                if captured or not any(d in mentioned for d in dims):
+                    self.unmentioned.extend(Freeze(d, reason) for d in dims)
+
+    def _freeze_numbers(self, view: View) -> None:
+        """A size that is used as a number (a scale, a divisor) would change with a cut: such axes are frozen."""
+        if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
+            return
+        looked_after = SHAPE_OPERANDS.get(view.op, ())
+        for position, tensor in enumerate(view.node.inputs):
+            if (
+                tensor.name in self.symbols.entries
+                and position not in looked_after
+                and tensor.name not in self.net.initializers
+            ):
+                for entry in self.symbols.entries[tensor.name]:
+                    for dim in sizes(entry):
+                        self.unmentioned.append(Freeze(dim, f"{view} computes with its size"))
+
+    # ------------------------------------------------------------------------------------------ whole graph
+
+    def freeze_outputs(self) -> None:
+        for name in self.net.outputs:
+            for axis in range(len(self.net.shapes.get(name, ()))):
+                self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'"))
+            for entry in self.symbols.entries.get(name, []):
+                self.unmentioned.extend(Freeze(d, f"graph output '{name}' is its size") for d in sizes(entry))
+        # Only axes that some rule has coupled: the others cannot be cut anyhow.
+        self.coupling.freezes.extend(f for f in self.unmentioned if f.dim in self.coupling.sizes)
+
+    def freeze_late(self, components: Components) -> None:
+        """Freezes what shape arithmetic would get wrong, by trying random cuts until nothing more is found wrong."""
+        rng = np.random.default_rng(0)
+        changed = True
+        while changed:
+            changed = False
+            for _ in range(TRIALS):
+                kept = rng.random(components.count) < rng.uniform(0.3, 0.9)
+                kept[list(components.reasons)] = True
+                changed |= self._check_musts(components, kept)
+
+    def _check_musts(self, components: Components, kept: Array) -> bool:
+        def size(dim: Dim) -> int:
+            return int(kept[components.of(dim)].sum()) if dim in components.offset else self.net.shapes[dim.tensor][dim.axis]
+
+        changed = False
+        for must in self.musts:
+            if evaluate(must.entry, size) != size(must.dim):
+                for dim in (must.dim, *sizes(must.entry)):
+                    if dim in components.offset:
+                        changed |= components.freeze(dim, f"the size of {must.dim} is computed in a way that a cut would break")
+        return changed
+
+    def finish(self, components: Components) -> Groups:
+        for layer in self.layers:
+            self._mark_producer(layer)
+        self._roles_through_constants()
+        order = list(self.coupling.sizes)
+        names = {layer.out: layer.name for layer in reversed(self.layers)}
+        groups = components.groups(names, order)
+        roles = {d: self.roles.get(d, "scale") for d in order if d.tensor in self.net.initializers}
+        return Groups(self.net, groups, tuple(self.layers), roles)
+
+    def _mark_producer(self, layer: Layer) -> None:
+        node = self.net.nodes[layer.index]
+        for position, tensor in enumerate(node.inputs):
+            if tensor.name in self.net.fixed and position > 0:
+                for axis in range(len(self.net.shapes.get(tensor.name, ()))):
+                    for dim in (Dim(tensor.name, axis), Dim(tensor.name, axis, f"{layer.index}.{position}")):
+                        self.roles.setdefault(dim, "producer")
+
+    def _roles_through_constants(self) -> None:
+        """A weight behind Transpose or Identity has the role of what comes out at the far end."""
+        for index, ties in reversed(self.node_ties):
+            node = self.net.model.graph.node[index]
+            if node.output and node.output[0] in self.net.fixed:
+                outputs = set(node.output)
+                for t in ties:
+                    for inner, outer in ((t.a, t.b), (t.b, t.a)):
+                        if outer.tensor in outputs and inner.tensor not in outputs and outer in self.roles:
+                            self.roles[inner] = self.roles[outer]

@@ -1,0 +1,231 @@
+"""Pass `validate`: nothing is handed over that ONNX Runtime has not run and the oracle has not passed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import runtime
+from onnxprune.channels import Index
+from onnxprune.data import Samples
+from onnxprune.errors import ModelError, ValidationError
+from onnxprune.graph import Array, graph_inputs
+
+TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What re-validation found.
+
+    checker: `onnx.checker` with full shape inference passes. runtime: ONNX Runtime loads and runs the pruned model.
+    masked_max_relative_error: largest difference to the masked original, over the largest output; None where there was no
+    masked original to compare with. agreement: share of
+    samples with the same top-1 answer as the original. relative_l2: |pruned - original| / |original| over all outputs.
+    top1: accuracy (before, after) where there are labels. samples: how many were compared.
+    """
+
+    checker: bool
+    runtime: bool
+    masked_max_relative_error: float | None
+    agreement: float | None = None
+    relative_l2: float | None = None
+    top1: tuple[float, float] | None = None
+    samples: int = 0
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "checker": self.checker,
+            "runtime": self.runtime,
+            "masked_max_relative_error": self.masked_max_relative_error,
+            "agreement": self.agreement,
+            "relative_l2": self.relative_l2,
+            "top1": list(self.top1) if self.top1 else None,
+            "samples": self.samples,
+            "notes": list(self.notes),
+        }
+
+
+def validate(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    masked: onnx.ModelProto | None,
+    feeds: Sequence[Mapping[str, Array]],
+    samples: Samples | None = None,
+    indices: Index | None = None,
+    *,
+    providers: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Validation:
+    """Checks the pruned model and compares its outputs.
+
+    feeds: inputs for the oracle, which compares `pruned` with `masked` (skipped where that is None: recovered models
+    compute something better). samples, indices: data on which pruned and original are compared.
+    Raises ValidationError when the model is not valid, does not run, or differs from the masked original.
+    """
+    notes: list[str] = []
+    checked = _check(original, pruned, notes)
+    _same_interface(original, pruned)
+    try:
+        runtime.session(pruned, providers=providers)
+        error = _oracle(original, pruned, masked, feeds) if masked is not None else None
+        compared = Comparison()
+        if samples is not None and indices is not None:
+            compared = compare(original, pruned, samples, indices, providers, progress)
+    except ModelError as failure:
+        raise ValidationError(f"the pruned model does not run: {failure.message}") from None
+    return Validation(
+        checked, True, error, compared.agreement, compared.relative_l2, compared.top1, compared.samples, tuple(notes)
+    )
+
+
+def _check(original: onnx.ModelProto, pruned: onnx.ModelProto, notes: list[str]) -> bool:
+    try:
+        onnx.checker.check_model(pruned, full_check=True)
+        return True
+    except Exception as error:  # the checker and shape inference raise several unrelated types
+        first = " ".join(str(error).split())[:200]
+        try:
+            onnx.checker.check_model(original, full_check=True)
+        except Exception:
+            notes.append(f"onnx.checker refuses the original model too: {first}")
+            return False
+        raise ValidationError(f"onnx.checker refuses the pruned model: {first}") from None
+
+
+def _same_interface(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+    for what, a, b in (
+        ("inputs", graph_inputs(original), graph_inputs(pruned)),
+        ("outputs", list(original.graph.output), list(pruned.graph.output)),
+    ):
+        if [v.SerializeToString() for v in a] != [v.SerializeToString() for v in b]:
+            raise ValidationError(f"the pruned model has other {what} than the original")
+
+
+def _oracle(
+    original: onnx.ModelProto, pruned: onnx.ModelProto, masked: onnx.ModelProto, feeds: Sequence[Mapping[str, Array]]
+) -> float:
+    """Largest relative difference between the pruned model and the original with the same channels silenced.
+
+    Always on the CPU and without graph optimisations, so that both sides round alike.
+    """
+    sessions = [runtime.session(m, optimise=False) for m in (original, masked, pruned)]
+    worst = 0.0
+    for feed in feeds:
+        results = [runtime.run(s, feed) for s in sessions]
+        for output, full, mask, cut in zip(original.graph.output, *results, strict=True):
+            error, limit = relative_error(full, mask, cut)
+            if not error <= limit:
+                raise ValidationError(
+                    f"output '{output.name}' of the pruned model differs from the masked original by {error:.2g} (relative)",
+                    hint="this is a bug in onnxprune: please report it with the model",
+                )
+            worst = max(worst, error)
+    return worst
+
+
+def relative_error(original: Any, masked: Any, pruned: Any) -> tuple[float, float]:
+    """(max |pruned - masked| over the larger of max |masked| and max |original|, what rounding explains)."""
+    if not isinstance(masked, np.ndarray) or masked.dtype.kind not in "fV":
+        return 0.0, 0.0  # indices and classes may flip on a tie; the floating-point outputs speak for them
+    if masked.shape != pruned.shape:
+        return float("inf"), 0.0
+    limit = TOLERANCE.get(masked.dtype.name, 1e-4)
+    a, b, o = (np.asarray(v, np.float64) for v in (masked, pruned, original))
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
+        return float("inf"), limit
+    scale = max(np.abs(a[finite]).max(initial=0.0), np.abs(o[np.isfinite(o)]).max(initial=0.0))
+    return float(np.abs(a - b)[finite].max(initial=0.0) / scale) if scale else float(np.any(b[finite])), limit
+
+
+def compare(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    samples: Samples,
+    indices: Index,
+    providers: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Runs both models on the same samples. Raises ModelError when either does not run."""
+    before, after = (runtime.session(m, providers=providers) for m in (original, pruned))
+    compared = Comparison()
+    for part, batch in _batches(original, samples, indices, progress):
+        labels = None if samples.labels is None else samples.labels[part]
+        compared.add(runtime.run(before, batch), runtime.run(after, batch), labels, len(part))
+    return compared
+
+
+def _batches(
+    model: onnx.ModelProto, samples: Samples, indices: Index, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[Index, dict[str, Array]]]:
+    fixed = next((s[0] for v in graph_inputs(model) if (s := runtime.input_shape(v))), None)
+    size = fixed or BATCH
+    for start in range(0, len(indices), size):
+        part = indices[start : start + size]
+        if fixed and len(part) < size:
+            return  # an incomplete last batch of a fixed-batch model is left out
+        yield part, samples.batch(part)
+        if progress:
+            progress(start + len(part), len(indices))
+
+
+class Comparison:
+    """Running comparison of two models' outputs."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._difference = self._norm = 0.0
+        self._same = self._answers = 0
+        self._right = [0, 0]
+        self._labelled = 0
+
+    def add(self, before: Sequence[Any], after: Sequence[Any], labels: Array | None, count: int) -> None:
+        self.samples += count
+        answered = False
+        for a, b in zip(before, after, strict=True):
+            if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
+                continue
+            x, y = a.astype(np.float64), b.astype(np.float64)
+            finite = np.isfinite(x) & np.isfinite(y)
+            self._difference += float(((x - y)[finite] ** 2).sum())
+            self._norm += float((x[finite] ** 2).sum())
+            if not answered and (logits := _logits(x, y, count)) is not None:
+                answered = True
+                self._vote(*logits, labels)
+
+    def _vote(self, x: Array, y: Array, labels: Array | None) -> None:
+        first, second = x.argmax(1), y.argmax(1)
+        self._same += int((first == second).sum())
+        self._answers += len(first)
+        if labels is not None and len(labels) == len(first) and labels.max() < x.shape[1]:
+            self._right[0] += int((first == labels).sum())
+            self._right[1] += int((second == labels).sum())
+            self._labelled += len(labels)
+
+    @property
+    def relative_l2(self) -> float | None:
+        return (self._difference / self._norm) ** 0.5 if self._norm else None
+
+    @property
+    def agreement(self) -> float | None:
+        return self._same / self._answers if self._answers else None
+
+    @property
+    def top1(self) -> tuple[float, float] | None:
+        if not self._labelled or self._labelled != self._answers:
+            return None
+        return self._right[0] / self._labelled, self._right[1] / self._labelled
+
+
+def _logits(x: Array, y: Array, count: int) -> tuple[Array, Array] | None:
+    """Both outputs as [samples, classes] where they are class scores: one vector of at least two entries a sample."""
+    if x.ndim < 2 or x.shape[0] != count or x.size != count * max(x.shape[1:]) or max(x.shape[1:]) < 2:
+        return None
+    return x.reshape(count, -1), y.reshape(count, -1)
