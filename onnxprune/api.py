@@ -21,6 +21,7 @@ from onnxprune.criteria import Criterion, Sensitivity
 from onnxprune.criteria.plain import PLAIN, Random
 from onnxprune.data import open_data
 from onnxprune.errors import BudgetError, DataError, OptionError, PlanError, ValidationError
+from onnxprune.groups import Size
 from onnxprune.imported import Imported, load, require_prunable, sample_feeds
 from onnxprune.options import Options
 from onnxprune.passes.allocate import allocate, require_reachable
@@ -109,6 +110,11 @@ def prune(
     """
     settings = Options(**options)
     budget = budget if isinstance(budget, Budget) else _budget(budget)
+    if budget.kind == "eps" and settings.method in PLAIN:
+        raise BudgetError(
+            f"--eps bounds a sampling error, and --method {settings.method} has none",
+            hint="leave --method out, or ask for --macs, --params or --bytes",
+        )
     clock, tell = Clock(), progress or (lambda stage, done, total: None)
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
@@ -265,6 +271,8 @@ def _decide(
         raise OptionError(f"--method {asked} does not fit a calibration by '{saliency.criterion}'", hint=f"give {fitting}")
     names = ["pfp", "pfp-deterministic"] if asked == "auto" else [asked]
     decisions = [_by(name, imported, saliency, settings, budget) for name in names]
+    if budget.kind == "eps":  # both keep the promise: the smaller network is what was asked for
+        return min(decisions, key=lambda d: _size(imported, d.plan).macs)
     if len(decisions) == 1 or split.calibration is None:
         return decisions[0]
     errors = [
@@ -274,6 +282,11 @@ def _decide(
         for d in decisions
     ]
     return min(zip(errors, decisions, strict=True), key=lambda pair: float("inf") if pair[0] is None else pair[0])[1]
+
+
+def _size(imported: Imported, plan: Plan) -> Size:
+    accounting = imported.accounting
+    return accounting.size(accounting.widths({g: k.indices for g, k in plan.groups.items()}))
 
 
 def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, budget: Budget) -> _Decision:
@@ -312,7 +325,7 @@ def _report(
     clock: Clock,
 ) -> dict[str, Any]:
     accounting, plan = imported.accounting, decision.plan
-    after = accounting.size(accounting.widths({g: k.indices for g, k in plan.groups.items()}))
+    after = _size(imported, plan)
     macs, params = build.prunable_share(imported.groups, accounting)
     provable = saliency.criterion == Sensitivity.name
     return {

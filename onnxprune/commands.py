@@ -219,6 +219,7 @@ def demo(args: argparse.Namespace) -> None:
     out = Path(args.out or f"onnxprune-demo/{args.name}.onnx")
     if args.out is None:
         out.parent.mkdir(exist_ok=True)
+    graph.writable(*api.outputs(out, api.report_path(out), external=False), force=args.out is None)
     console = _console(args)
     console.print(f"$ onnxprune prune {model.name} --data {data.name} --macs {args.macs:g} -o {out}\n", markup=False)
     with terminal.progress(args.quiet) as tell:

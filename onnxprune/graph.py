@@ -53,11 +53,14 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path} is not an ONNX model", hint="it holds no graph with operators")
+    outside = [t for t in model.graph.initializer if uses_external_data(t)]
     try:
         load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         text = str(error).splitlines()[0]
         raise ModelError(f"the external data of {path} cannot be read: {text}", hint="keep the data file beside it") from None
+    for tensor in outside:
+        tensor.ClearField("data_location")  # now like any other tensor, so that digests do not tell where it was stored
     return model
 
 
@@ -141,15 +144,12 @@ def _externalise(model: onnx.ModelProto, blob: Path, location: str) -> None:
     offset = 0
     with blob.open("wb") as out:
         for tensor in model.graph.initializer:
-            raw = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
-            if len(raw) < EXTERNAL_THRESHOLD or tensor.data_type == onnx.TensorProto.STRING:
+            raw = tensor.raw_data
+            if len(raw) < EXTERNAL_THRESHOLD:
                 continue
             pad = -offset % 4096  # aligned, so that a runtime can map the file
             out.write(b"\0" * pad + raw)
-            name, kind, dims = tensor.name, tensor.data_type, list(tensor.dims)
-            tensor.Clear()
-            tensor.name, tensor.data_type = name, kind
-            tensor.dims.extend(dims)
+            tensor.ClearField("raw_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", location), ("offset", offset + pad), ("length", len(raw))):
                 entry = tensor.external_data.add()

@@ -42,13 +42,23 @@ def providers(names: Sequence[str] = ("cpu",)) -> list[str]:
     return list(dict.fromkeys([*chosen, "CPUExecutionProvider"]))
 
 
+def default_threads() -> int:
+    """Threads of a session: the environment's ONNXPRUNE_THREADS, else as many as the process may run on."""
+    wanted = os.environ.get("ONNXPRUNE_THREADS", "")
+    if wanted:
+        if not wanted.isdigit():
+            raise OptionError(f"ONNXPRUNE_THREADS must be a number, not '{wanted}'")
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+
+
 def session(
     model: onnx.ModelProto, *, providers: Sequence[str] | None = None, threads: int | None = None, optimise: bool = True
 ) -> ort.InferenceSession:
     """An inference session; ModelError with ONNX Runtime's own words when it refuses the model."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.intra_op_num_threads = threads or default_threads()
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

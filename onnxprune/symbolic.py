@@ -113,6 +113,8 @@ class Symbols:
         result: list[Entry] | None = None
         if node.op_type == "Shape":
             result = self._shape(index)
+        elif node.op_type == "Size":
+            result = self._size(node.input[0])
         elif node.op_type in _ARITH and len(node.input) == 2:
             result = self._arithmetic(node.op_type, node.input[0], node.input[1])
         elif node.op_type in _MOVES and not _leaves_integers(node):
@@ -133,6 +135,15 @@ class Symbols:
         rank = len(self.net.shapes[name])
         axes = range(rank)[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
         return [Size(Dim(name, a)) for a in axes]
+
+    def _size(self, name: str) -> list[Entry] | None:
+        """The number of elements: the product of the sizes of all axes."""
+        if name not in self.net.shapes:
+            return None
+        product: Entry = Const(1)
+        for axis in range(len(self.net.shapes[name])):
+            product = Arith("Mul", product, Size(Dim(name, axis)))
+        return [product]
 
     def _arithmetic(self, op: str, a: str, b: str) -> list[Entry] | None:
         left, right = self.of(a), self.of(b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from onnxprune.channels import Components, Coupling, Dim, Freeze, Tie
 from onnxprune.graph import Array, Network
@@ -10,21 +11,12 @@ from onnxprune.groups import Groups
 from onnxprune.rules import STANDARD, Consumer, Layer, MustEqual, Reads, RuleTable, View
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
-# Operators that take a shape or position operand, with the input positions that their rules look after.
-SHAPE_OPERANDS = {
-    "Reshape": (1,),
-    "Expand": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Resize": (3,),
-    "Upsample": (1,),
-    "Split": (1,),
-    "Tile": (1,),
-    "Pad": (1,),
-    "ConstantOfShape": (0,),
-    "Range": (0, 1, 2),
-    "Gather": (1,),
-}
-TRIALS = 3
+# Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
+# a number.
+SHAPE_OPERANDS = {"Reshape": 1, "Expand": 1, "Resize": 3}
+TRIALS = 8
+# Operators that make zero slices of the zero slices of all their operands.
+KEEP_ZEROS = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 def group(net: Network, rules: RuleTable = STANDARD) -> Groups:
@@ -71,8 +63,15 @@ class _Analysis:
         ties = [f for f in facts if isinstance(f, Tie)]
         mentioned = {d for t in ties for d in (t.a, t.b)} | {f.dim for f in facts if isinstance(f, Freeze | Reads)}
         self._spread(view, ties)
-        for freeze in (f for f in facts if isinstance(f, Freeze) and self.is_live(f.dim)):
-            self._freeze(freeze)
+        freezes = [f for f in facts if isinstance(f, Freeze)]
+        freezes += [
+            Freeze(f.dim, f"{view} has a weight that no constant silences: it is computed, and not by moving or scaling one")
+            for f in facts
+            if isinstance(f, Consumer) and not silenceable(self.net, f.dim.tensor)
+        ]
+        for freeze in freezes:
+            if self.is_live(freeze.dim):
+                self._freeze(freeze)
         self.roles.update({f.dim: "consumer" for f in facts if isinstance(f, Consumer)})
         self.musts.extend(f for f in facts if isinstance(f, MustEqual))
         self.node_ties.append((index, ties))
@@ -84,7 +83,7 @@ class _Analysis:
         self._freeze_unmentioned(view, mentioned, why)
         for name in node.output:
             self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")
-        self._freeze_numbers(view)
+        self._freeze_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
 
     def _has_shapes(self, view: View) -> bool:
         names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
@@ -132,20 +131,15 @@ class _Analysis:
                 if captured or not any(d in mentioned for d in dims):
                     self.unmentioned.extend(Freeze(d, reason) for d in dims)
 
-    def _freeze_numbers(self, view: View) -> None:
+    def _freeze_numbers(self, view: View, looked_after: int | None) -> None:
         """A size that is used as a number (a scale, a divisor) would change with a cut: such axes are frozen."""
         if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
             return
-        looked_after = SHAPE_OPERANDS.get(view.op, ())
-        for position, tensor in enumerate(view.node.inputs):
-            if (
-                tensor.name in self.symbols.entries
-                and position not in looked_after
-                and tensor.name not in self.net.initializers
-            ):
-                for entry in self.symbols.entries[tensor.name]:
-                    for dim in sizes(entry):
-                        self.unmentioned.append(Freeze(dim, f"{view} computes with its size"))
+        read = [t.name for position, t in enumerate(view.node.inputs) if position != looked_after]
+        for name in [*read, *self.net.captured[view.index]]:
+            if name not in self.net.initializers:
+                for entry in self.symbols.entries.get(name, []):
+                    self.unmentioned.extend(Freeze(d, f"{view} computes with its size") for d in sizes(entry))
 
     # ------------------------------------------------------------------------------------------ whole graph
 
@@ -159,19 +153,23 @@ class _Analysis:
         self.coupling.freezes.extend(f for f in self.unmentioned if f.dim in self.coupling.sizes)
 
     def freeze_late(self, components: Components) -> None:
-        """Freezes what shape arithmetic would get wrong, by trying random cuts until nothing more is found wrong."""
+        """Freezes what shape arithmetic would get wrong, by trying random cuts until nothing more is found wrong.
+
+        Every other trial gives the channels random widths instead, under which two sums of sizes that may differ do differ,
+        however few the channels are.
+        """
         rng = np.random.default_rng(0)
         changed = True
         while changed:
             changed = False
-            for _ in range(TRIALS):
-                kept = rng.random(components.count) < rng.uniform(0.3, 0.9)
-                kept[list(components.reasons)] = True
-                changed |= self._check_musts(components, kept)
+            for trial in range(TRIALS):
+                widths = rng.integers(0, 1000 if trial % 2 else 2, components.count)
+                widths[list(components.reasons)] = 1
+                changed |= self._check_musts(components, widths)
 
-    def _check_musts(self, components: Components, kept: Array) -> bool:
+    def _check_musts(self, components: Components, widths: Array) -> bool:
         def size(dim: Dim) -> int:
-            return int(kept[components.of(dim)].sum()) if dim in components.offset else self.net.shapes[dim.tensor][dim.axis]
+            return int(widths[components.of(dim)].sum()) if dim in components.offset else self.net.shapes[dim.tensor][dim.axis]
 
         changed = False
         for must in self.musts:
@@ -209,3 +207,16 @@ class _Analysis:
                     for inner, outer in ((t.a, t.b), (t.b, t.a)):
                         if outer.tensor in outputs and inner.tensor not in outputs and outer in self.roles:
                             self.roles[inner] = self.roles[outer]
+
+
+def silenceable(net: Network, tensor: str) -> bool:
+    """Whether zeroing slices of the constants that `tensor` is made of zeroes slices of `tensor`."""
+    if tensor in net.initializers:
+        return True
+    makers = [n for n in net.model.graph.node if tensor in n.output]
+    return bool(makers) and makers[0].op_type in KEEP_ZEROS and all(silenceable(net, x) for x in _values(makers[0]))
+
+
+def _values(node: onnx.NodeProto) -> list[str]:
+    """The inputs of a data movement or a product that are data, not indices or shapes."""
+    return list(node.input) if node.op_type in ("Concat", "Mul") else list(node.input[:1])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from PIL import Image
 
 Array = np.ndarray[Any, Any]
 
@@ -165,3 +166,8 @@ def count_params(model: onnx.ModelProto) -> int:
     """Elements of all floating-point weights."""
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in kinds)
+
+
+def picture(path: Path, pixels: Array) -> None:
+    """Writes [H, W, 3] bytes as a PNG."""
+    Image.fromarray(pixels).save(path)

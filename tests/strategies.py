@@ -555,7 +555,7 @@ def repeat(b: Build, x: T) -> T:
 
 def pad_space(b: Build, x: T) -> T:
     edge = [0, 0, *[1] * len(x.space)]
-    return b.pad(x, edge, [0] * len(edge))
+    return b.act(b.pad(x, edge, [0] * len(edge)))  # ORT fuses a Pad with a pooling behind it into one that it refuses
 
 
 def autoencoder(b: Build, x: T) -> T:

@@ -146,9 +146,9 @@ class Inverted(nn.Module):
 
 
 def mobilenet() -> nn.Module:
-    layers: list[nn.Module] = [*conv_bn(1, 16), nn.ReLU6()]
+    layers: list[nn.Module] = [*conv_bn(1, 16, 3, 2), nn.ReLU6()]
     width = 16
-    for out, stride, count in ((24, 2, 3), (40, 2, 3), (64, 1, 3)):
+    for out, stride, count in ((24, 1, 2), (40, 2, 3), (64, 1, 2)):
         for block in range(count):
             layers.append(Inverted(width, out, stride if block == 0 else 1, 4))
             width = out

@@ -120,7 +120,8 @@ class BoundedShares:
 def _bar(best: Array, top: Array) -> Array:
     """What (bound / top)^2 has to exceed to matter: nothing can where the share is 1 already, or the weights are 0."""
     open_ = (top > 0) & (best < 1 - SLACK)
-    return np.where(open_, best * (1 + SLACK) / np.where(top > 0, top, 1), np.inf).astype(np.float32) ** 2
+    bar = (best * (1 + SLACK) / np.where(top > 0, top, 1)) ** 2
+    return np.where(open_, np.minimum(bar, np.finfo(np.float32).max), np.inf).astype(np.float32)
 
 
 def _raise(best: Array, pairs: _Pairs, square: Array, top: Array) -> bool:

@@ -15,7 +15,7 @@ from onnxprune.contraction import Contraction
 from onnxprune.graph import Array
 
 TINY = 1e-6  # denominators below this share of the sample's largest one in the layer count as zero: no share
-LEAST = 1e-30  # and so do those whose reciprocal float32 could not multiply safely
+LEAST = 1e-18  # and so do those this small for activations and weights near 1, whose square float32 could not divide by
 _OPSET = helper.make_opsetid("", 17)
 
 

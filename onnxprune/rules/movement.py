@@ -93,9 +93,11 @@ def slice_fixup(view: View, resize: Resize) -> Iterator[Edit]:
         axes.append(axis)
         steps.append(step)
     values = {"starts": starts, "ends": ends, "axes": axes, "steps": steps}
+    old = view.value(1) if view.has(1) else None
+    kind = np.int64 if old is None else old.dtype  # all operands must have one type
     for position, (key, value) in enumerate(values.items(), start=1):
         if view.net.opset >= 10:
-            yield SetInput(position, np.array(value, np.int64))
+            yield SetInput(position, np.array(value, kind))
         elif key != "steps":
             yield SetAttr(key, value)
 

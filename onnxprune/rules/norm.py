@@ -113,7 +113,10 @@ def lrn(view: View) -> Iterator[Fact]:
 def layer_norm(view: View) -> Iterator[Fact]:
     """Scale and bias cover the normalised axes, which are frozen; the others pass through."""
     rank = len(view.shape(0))
-    return crossing(view, set(range(view.attr("axis", -1) % rank, rank)), "sums over the channels")
+    yield from crossing(view, set(range(view.attr("axis", -1) % rank, rank)), "sums over the channels")
+    if sum(bool(o.name) for o in view.node.outputs) > 1:
+        for axis in range(rank):
+            yield Freeze(view.x(0, axis), f"{view} also outputs its statistics")
 
 
 def lp_norm(view: View) -> Iterator[Fact]:
