@@ -11,7 +11,7 @@ from onnxprune.channels import Index
 from onnxprune.contraction import consumers
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
-from onnxprune.errors import ModelError
+from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import digest
 from onnxprune.groups import Groups
 from onnxprune.saliency import LayerScore, Saliency
@@ -37,7 +37,9 @@ def calibrate(
     Memory is bounded by that and by one chunk of shares, whatever the number of samples. progress(done, total) is called
     after every batch. Raises ModelError or DataError when the model does not run on the data or overflows on it.
     """
-    if not criterion.needs_data or samples is None:
+    if criterion.needs_data and samples is None:
+        raise DataError(f"the criterion '{criterion.name}' needs sample data", hint="give samples")
+    if samples is None or not criterion.needs_data:
         return _finish(groups, criterion, criterion.inspect(groups), 0, ())
     chosen = np.arange(len(samples)) if indices is None else indices
     layers = consumers(groups)

@@ -192,7 +192,7 @@ class _Analysis:
     def _mark_producer(self, layer: Layer) -> None:
         node = self.net.nodes[layer.index]
         for position, tensor in enumerate(node.inputs):
-            if tensor.name in self.net.fixed and position > 0:
+            if tensor.name in self.net.fixed:
                 for axis in range(len(self.net.shapes.get(tensor.name, ()))):
                     for dim in (Dim(tensor.name, axis), Dim(tensor.name, axis, f"{layer.index}.{position}")):
                         self.roles.setdefault(dim, "producer")

@@ -68,7 +68,8 @@ class BoundedShares:
             pairs = _Pairs(c, chosen, weights, r, low, per)
             if not _raise(best, pairs, square.reshape(len(x), count, -1), top * MARGIN):
                 still = np.flatnonzero(best < 1 - SLACK)
-                best[still] = np.maximum(best[still], self._full.part(c, Part(x, part.w), units[still]))
+                if len(still):
+                    best[still] = np.maximum(best[still], self._full.part(c, Part(x, part.w), units[still]))
 
     def _session(self, c: Contraction, part: Part, count: int, per: int) -> Any:
         taps = part.w.shape[2:]

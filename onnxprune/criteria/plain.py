@@ -51,8 +51,12 @@ class _WeightCriterion:
 
 def _filters(groups: Groups, group: ChannelGroup, slot: Slot) -> Array | None:
     """The weights that make each channel, [channels, n], where `slot` is an axis of a producer's weight matrix."""
-    value = groups.net.array(slot.dim.tensor) if groups.roles.get(slot.dim) == "producer" else None
-    if value is None or value.ndim < 2 or value.dtype.kind != "f":
+    nodes = [(groups.net.nodes[layer.index], layer.weight) for layer in groups.layers]
+    biases = {t.name for node, weight in nodes for t in node.inputs if t.name != weight}
+    if groups.roles.get(slot.dim) != "producer" or slot.dim.tensor in biases:
+        return None
+    value = groups.net.array(slot.dim.tensor)
+    if value is None or value.dtype.kind != "f":
         return None
     rows = np.moveaxis(value.astype(np.float64), slot.dim.axis, 0)[slot.positions].reshape(len(slot.positions), -1)
     order = np.argsort(slot.channels, kind="stable")
