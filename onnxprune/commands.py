@@ -93,9 +93,9 @@ def prune(args: argparse.Namespace) -> None:
 def _check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequence[Any]) -> None:
     """Before any work: no output is an input (the model's external data included), and all can be written."""
     targets = [Path(o) for o in outs if o]
-    sources = [Path(i) for i in inputs if i]
+    sources = [*(Path(i) for i in inputs if i), *graph.external_files(args.model)]
     for target in targets:
-        for source in [*sources, *graph.external_files(args.model)]:
+        for source in sources:
             if target.exists() and source.exists() and target.samefile(source):
                 what = "the input model" if source == Path(args.model) else "an input"
                 raise OptionError(f"{target} is {what}", hint="onnxprune never overwrites its input: choose another name")

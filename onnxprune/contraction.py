@@ -16,6 +16,7 @@ from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 
+CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
 CONV_ATTRIBUTES = ("strides", "pads", "dilations", "auto_pad", "output_padding", "output_shape")
 
 
@@ -60,7 +61,7 @@ def units(groups: Groups, layer: Layer) -> list[Units]:
 def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Contraction]:
     """The contractions that make up `layer`, given the activation it reads and the value of its weight."""
     x, w = x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)
-    if layer.op in ("Conv", "ConvTranspose"):
+    if layer.op in CONVOLUTIONS:
         yield from _convolution(groups, layer, x, w)
     elif groups.net.nodes[layer.index].attrs.get("alpha", 1.0):  # a Gemm with alpha 0 makes nothing of what it reads
         assert layer.w is not None

@@ -70,7 +70,9 @@ class Editor:
         proto = self._protos[tensor]
         name, doc = proto.name, proto.doc_string
         proto.CopyFrom(_to_proto(value, proto.data_type))
-        proto.name, proto.doc_string = name, doc
+        proto.name = name
+        if doc:  # even an empty text takes two bytes once it is set
+            proto.doc_string = doc
         for declared in self.model.graph.input:
             if declared.name == tensor and declared.type.HasField("tensor_type"):
                 _declare(declared, value.shape)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
@@ -61,7 +62,17 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"the external data of {path} cannot be read: {text}", hint="keep the data file beside it") from None
     for tensor in outside:
         tensor.ClearField("data_location")  # now like any other tensor, so that digests do not tell where it was stored
-    return model
+    return _inlined(model, path) if model.functions else model
+
+
+def _inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model without local functions: each call is replaced by the function's body, so that channels can be followed."""
+    try:
+        flat: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # the inliner raises what its C++ core throws
+        text = " ".join(str(error).split())[:200]
+        raise ModelError(f"the local functions of {path} cannot be inlined: {text}") from None
+    return flat
 
 
 def external_files(path: str | os.PathLike[str]) -> list[Path]:

@@ -54,16 +54,22 @@ class Plan:
         """Raises PlanError when the text is not a plan."""
         try:
             data = json.loads(text)
-            groups = {
-                str(name): Kept(
-                    int(entry["size"]),
-                    np.array(entry["kept"], np.int64),
-                    np.array(entry["scale"], np.float64) if "scale" in entry else None,
-                )
-                for name, entry in data["groups"].items()
-            }
+            groups = {str(name): _kept(entry) for name, entry in data["groups"].items()}
             return Plan(groups, str(data.get("model_digest", "")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(
-                f"not a pruning plan: {error}", hint="a plan is JSON as written by `onnxprune prune --plan`"
+                f"not a pruning plan: {error}", hint="a plan is JSON as written by `onnxprune prune --save-plan`"
             ) from None
+
+
+def _kept(entry: Mapping[str, Any]) -> Kept:
+    """One group of a plan file; ValueError for what no pruning writes."""
+    indices, scale = entry["kept"], entry.get("scale")
+    if not isinstance(indices, list) or not all(type(i) is int for i in indices) or type(entry["size"]) is not int:
+        raise ValueError("'size' and 'kept' must be whole numbers")
+    if scale is None:
+        return Kept(entry["size"], np.array(indices, np.int64))
+    factors = np.array(scale, np.float64)
+    if factors.shape != (len(indices),) or not np.isfinite(factors).all():
+        raise ValueError("'scale' must be one finite number for each kept channel")
+    return Kept(entry["size"], np.array(indices, np.int64), factors)

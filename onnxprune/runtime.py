@@ -78,7 +78,8 @@ def run(sess: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str] | None 
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-190:]}"  # the cause often stands at the end
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:

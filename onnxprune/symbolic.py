@@ -67,7 +67,7 @@ _ARITH: dict[str, Callable[[int, int], int]] = {
     "Mod": lambda a, b: a % b if b else 0,
 }
 
-_MOVES = {"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Concat", "Gather", "Slice"}
+_MOVES = {"Identity", "Cast", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Concat", "Gather", "Slice"}
 
 
 def evaluate(entry: Entry, size: Callable[[Dim], int]) -> int:
@@ -170,7 +170,9 @@ class Symbols:
             arrays.append(np.arange(len(pool), len(pool) + len(found)).reshape(shape))
             pool.extend(found)
         moved = self._run(index, arrays)
-        return None if moved is None or moved.size > MAX_ENTRIES else [pool[int(k)] for k in moved.ravel()]
+        if moved is None or moved.size != int(np.prod(self.net.shapes.get(node.outputs[0].name, (-1,)))):
+            return None  # an Expand that repeats, or a shape that the probe did not see
+        return [pool[int(k)] for k in moved.ravel()] if moved.size <= MAX_ENTRIES else None
 
     def _run(self, index: int, arrays: list[Array]) -> Array | None:
         node = self.net.nodes[index]

@@ -8,12 +8,12 @@ import onnx
 from onnxprune.channels import Components, Coupling, Dim, Freeze, Tie
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups
-from onnxprune.rules import STANDARD, Consumer, Layer, MustEqual, Reads, RuleTable, View
+from onnxprune.rules import STANDARD, Consumer, Fresh, Layer, MustEqual, Reads, RuleTable, View
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
-SHAPE_OPERANDS = {"Reshape": 1, "Expand": 1, "Resize": 3}
+SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
 TRIALS = 8
 # Operators that make zero slices of the zero slices of all their operands.
 KEEP_ZEROS = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -58,8 +58,9 @@ class _Analysis:
         rule = self.rules.get((domain, node.op_type))
         known = rule is not None and self._has_shapes(view)
         facts = list(rule.ties(view)) if rule is not None and known else []
-        if rule is not None and known and rule.layer and (layer := rule.layer(view)):
-            self.layers.append(layer)
+        if rule is not None and known and rule.layers is not None:
+            self.layers.extend(rule.layers(view))
+        self.live.update(f.dim for f in facts if isinstance(f, Fresh))
         ties = [f for f in facts if isinstance(f, Tie)]
         mentioned = {d for t in ties for d in (t.a, t.b)} | {f.dim for f in facts if isinstance(f, Freeze | Reads)}
         self._spread(view, ties)

@@ -160,7 +160,9 @@ class Build:
             shape[axis] = len(range(shape[axis])[start : None if end < -shape[axis] else end : step])
         axes, starts, ends, steps = (list(v) for v in zip(*bounds, strict=True))
         if self.opset >= 10:
-            return self.op("Slice", [x, *(self.ints(v) for v in (starts, ends, axes, steps))], shape)
+            kind = self.pick([np.int64, np.int32])
+            operands = [self.const(np.array(v).clip(-(2**31), 2**31 - 1).astype(kind)) for v in (starts, ends, axes, steps)]
+            return self.op("Slice", [x, *operands[: 4 if set(steps) != {1} or self.flag() else 3]], shape)
         if set(steps) != {1}:  # opset 9 has no steps
             return self.act(x)
         return self.op("Slice", [x], shape, axes=axes, starts=starts, ends=ends)
@@ -462,7 +464,7 @@ def pixels(b: Build, x: T) -> T:
     if b.flag() and all(s % 2 == 0 for s in space):
         y = b.op("SpaceToDepth", [x], (n, 4 * x.c, *(s // 2 for s in space)), blocksize=2)
         return b.conv(y, b.number(2, 6))
-    c = b.number(1, 3)
+    c = b.number(2, 4)
     wide = b.conv(x, 4 * c)
     mode = {"mode": b.pick(["DCR", "CRD"])} if b.opset >= 11 else {}
     return b.op("DepthToSpace", [wide], (n, c, *(2 * s for s in space)), blocksize=2, **mode)

@@ -570,6 +570,18 @@ def test_reductions_over_space(op: str, keep: int, opset: int) -> None:
     holds(g)
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_reductions_in_front_of_the_channels(keep: int) -> None:
+    nodes = [
+        ("Transpose", "a", "t", {"perm": [0, 2, 3, 1]}),
+        ("ReduceMean", "t ax", "b", {"keepdims": keep}),
+        ("MatMul", "b wm", "y"),
+    ]
+    g = build(nodes, {"ax": ints(1, 2), "wm": w(8, 4)})
+    assert together(g, "a.1[6]", f"b.{3 if keep else 1}[6]", "wm.0[6]")
+    holds(g)
+
+
 @pytest.mark.parametrize("axes", [[1], [1, 2, 3], [], [-3]])
 def test_reductions_over_the_channels_freeze(axes: list[int]) -> None:
     nodes = [("ReduceMean", "a ax" if axes else "a", "r"), ("Sub", "a r", "b"), LAST]
@@ -605,11 +617,11 @@ def test_concat_of_one_channel_keeps_it() -> None:
     ("opset", "reads", "attributes", "sizes"),
     [
         (11, "a", {}, [4, 4]),
-        (11, "a", {"split": [3, 5]}, [3, 5]),
+        (11, "a", {"split": [5, 3]}, [5, 3]),
         (13, "a", {}, [4, 4]),
-        (13, "a sz", {}, [3, 5]),
+        (13, "a sz", {}, [5, 3]),
         (18, "a", {"num_outputs": 2}, [4, 4]),
-        (18, "a sz", {}, [3, 5]),
+        (18, "a sz", {}, [5, 3]),
     ],
 )
 def test_split(opset: int, reads: str, attributes: dict[str, Any], sizes: list[int]) -> None:

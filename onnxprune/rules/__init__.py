@@ -1,10 +1,11 @@
 """Operator rules: one small function per operator family, collected in tables that add up."""
 
-from onnxprune.rules import conv, elementwise, linear, movement, norm, reshape
+from onnxprune.rules import contrib, conv, elementwise, linear, movement, norm, recurrent, reshape
 from onnxprune.rules.base import (
     Consumer,
     Edit,
     Fact,
+    Fresh,
     Layer,
     MustEqual,
     Reads,
@@ -18,13 +19,18 @@ from onnxprune.rules.base import (
     table,
 )
 
-STANDARD: RuleTable = table(conv.RULES, linear.RULES, elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES)
+STANDARD: RuleTable = {
+    **table(conv.RULES, linear.RULES, recurrent.RULES, elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES),
+    **table(contrib.RULES, domain="com.microsoft"),
+}
+
 
 __all__ = [
     "STANDARD",
     "Consumer",
     "Edit",
     "Fact",
+    "Fresh",
     "Layer",
     "MustEqual",
     "Reads",

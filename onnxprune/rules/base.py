@@ -29,6 +29,13 @@ class Reads:
 
 
 @dataclass(frozen=True)
+class Fresh:
+    """The node makes this axis out of one value: any position of it may go, if what it meets later allows it."""
+
+    dim: Dim
+
+
+@dataclass(frozen=True)
 class MustEqual:
     """After every cut `entry` must evaluate to the size of `dim`, or `dim` cannot be cut."""
 
@@ -36,7 +43,7 @@ class MustEqual:
     entry: Entry
 
 
-Fact: TypeAlias = Tie | Freeze | Consumer | Reads | MustEqual
+Fact: TypeAlias = Tie | Freeze | Consumer | Reads | Fresh | MustEqual
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ class Resize:
 
 TieFn: TypeAlias = Callable[[View], Iterable[Fact]]
 FixupFn: TypeAlias = Callable[[View, Resize], Iterable[Edit]]
-LayerFn: TypeAlias = Callable[[View], Layer | None]
+LayersFn: TypeAlias = Callable[[View], list[Layer]]
 
 
 @dataclass(frozen=True)
@@ -199,12 +206,12 @@ class Rule:
     """How one operator couples channels.
 
     ties: the facts about its axes; an axis that no fact mentions is frozen where channels reach it.
-    fixup: edits to attributes and shape constants that count channels. layer: set for linear operators.
+    fixup: edits to attributes and shape constants that count channels. layers: the linear maps that the operator consists of.
     """
 
     ties: TieFn
     fixup: FixupFn | None = None
-    layer: LayerFn | None = None
+    layers: LayersFn | None = None
 
 
 RuleTable: TypeAlias = Mapping[tuple[str, str], Rule]

@@ -69,7 +69,7 @@ def fixup(view: View, resize: Resize) -> Iterator[Edit]:
         yield SetAttr("group", resize.size(view.x(0, 1)) // (view.shape(0)[1] // groups))
 
 
-def layer(view: View) -> Layer:
+def layers(view: View) -> list[Layer]:
     """MACs: every weight works once per output position (per input position for ConvTranspose)."""
     groups = view.attr("group", 1)
     transposed = view.op == "ConvTranspose"
@@ -81,10 +81,12 @@ def layer(view: View) -> Layer:
     long, short = (w_in, w_out) if transposed else (w_out, w_in)
     factor = positions * taps * (w_shape[short.axis] if whole else 1)
     dims = (long,) if whole else (w_in, w_out)
-    return Layer(view.index, view.label, view.op, view.x(0, 1), None if whole else w_in, view.y(1), factor, dims, view.name(1))
+    return [
+        Layer(view.index, view.label, view.op, view.x(0, 1), None if whole else w_in, view.y(1), factor, dims, view.name(1))
+    ]
 
 
 RULES = {
-    "Conv": Rule(conv_ties, fixup, layer),
-    "ConvTranspose": Rule(transpose_ties, fixup, layer),
+    "Conv": Rule(conv_ties, fixup, layers),
+    "ConvTranspose": Rule(transpose_ties, fixup, layers),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onnxprune.channels import Tie
-from onnxprune.rules.base import Fact, Rule, View
+from onnxprune.rules.base import Fact, Reads, Rule, View
 
 UNARY = [
     "Abs",
@@ -121,6 +121,13 @@ def dropout(view: View) -> Iterator[Fact]:
             yield from broadcast(view, [0], output)
 
 
+def cast_like(view: View) -> Iterator[Fact]:
+    """Only the type of the second input counts."""
+    yield from broadcast(view, [0])
+    for axis in range(len(view.shape(1))):
+        yield Reads(view.x(1, axis))
+
+
 RULES: dict[str, Rule] = {op: Rule(unary) for op in UNARY}
 RULES |= {op: Rule(legacy_nary) for op in NARY}
-RULES |= {"Dropout": Rule(dropout), "CastLike": Rule(unary)}
+RULES |= {"Dropout": Rule(dropout), "CastLike": Rule(cast_like)}

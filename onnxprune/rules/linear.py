@@ -42,13 +42,13 @@ def gemm_ties(view: View) -> Iterator[Fact]:
             yield Tie(view.x(2, 0), view.y(0))
 
 
-def gemm_layer(view: View) -> Layer:
+def gemm_layers(view: View) -> list[Layer]:
     (_, a_sum), (b_sum, _) = _gemm_axes(view)
     a_is_weight = view.fixed(0) and not view.fixed(1)
     x, w = (view.x(1, b_sum), view.x(0, a_sum)) if a_is_weight else (view.x(0, a_sum), view.x(1, b_sum))
     weight = view.name(0) if a_is_weight else view.name(1) if view.fixed(1) else ""
     out = view.y(0) if a_is_weight else view.y(1)
-    return Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, (w, view.y(0), view.y(1)), weight)
+    return [Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, (w, view.y(0), view.y(1)), weight)]
 
 
 def matmul_ties(view: View) -> Iterator[Fact]:
@@ -67,19 +67,19 @@ def matmul_ties(view: View) -> Iterator[Fact]:
                 yield Tie(view.x(i, axis), view.y(axis + len(y) - len(shape)))
 
 
-def matmul_layer(view: View) -> Layer | None:
+def matmul_layers(view: View) -> list[Layer]:
     a, b, y = view.shape(0), view.shape(1), view.out_shape()
     if len(a) < 2 or len(b) < 2:
-        return None
+        return []
     a_is_weight = view.fixed(0) and not view.fixed(1)
     x, w = (view.x(1, -2), view.x(0, -1)) if a_is_weight else (view.x(0, -1), view.x(1, -2))
     out = view.y(-2) if a_is_weight else view.y(-1)
     weight = view.name(0) if a_is_weight else view.name(1) if view.fixed(1) else ""
     dims = (w, *(view.y(axis) for axis in range(len(y))))
-    return Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, dims, weight)
+    return [Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, dims, weight)]
 
 
 RULES = {
-    "Gemm": Rule(gemm_ties, None, gemm_layer),
-    "MatMul": Rule(matmul_ties, None, matmul_layer),
+    "Gemm": Rule(gemm_ties, None, gemm_layers),
+    "MatMul": Rule(matmul_ties, None, matmul_layers),
 }

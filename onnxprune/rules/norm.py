@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from onnxprune.channels import Freeze, Tie
-from onnxprune.rules.base import Fact, Rule, View
+from onnxprune.rules.base import Edit, Fact, Resize, Rule, SetAttr, View
 
 POOLS = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool"]
 REDUCTIONS = [
@@ -55,6 +57,24 @@ def instance_norm(view: View) -> Iterator[Fact]:
     yield Tie(view.x(0, 1), view.y(1))
     for i in (1, 2):
         yield Tie(view.y(1), view.x(i, 0))
+
+
+def group_norm(view: View) -> Iterator[Fact]:
+    """A group is normalised as a whole, so whole groups go. Scale and bias are per group, since opset 21 per channel."""
+    channels, count = view.shape(0)[1], view.attr("num_groups")
+    first = np.repeat(np.arange(count) * (channels // count), channels // count)
+    yield Tie(view.x(0, 1), view.y(1))
+    if channels > count:
+        yield Tie(view.y(1), view.y(1), np.arange(channels), first)
+    for i in (1, 2):
+        per = channels // view.shape(i)[0]
+        yield Tie(view.y(1), view.x(i, 0), np.arange(channels), np.arange(channels) // per)
+
+
+def group_norm_fixup(view: View, resize: Resize) -> Iterator[Edit]:
+    """`num_groups` counts the groups that stay."""
+    if resize.touches(view.x(0, 1)):
+        yield SetAttr("num_groups", resize.size(view.x(0, 1)) * view.attr("num_groups") // view.shape(0)[1])
 
 
 def pool(view: View) -> Iterator[Fact]:
@@ -134,6 +154,7 @@ RULES |= {op: Rule(reduction) for op in REDUCTIONS}
 RULES |= {
     "BatchNormalization": Rule(batch_norm),
     "InstanceNormalization": Rule(instance_norm),
+    "GroupNormalization": Rule(group_norm, group_norm_fixup),
     "MaxPool": Rule(max_pool),
     "Softmax": Rule(softmax),
     "LogSoftmax": Rule(softmax),

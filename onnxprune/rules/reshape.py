@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxprune.channels import Freeze, Index, Tie
-from onnxprune.rules.base import Edit, Fact, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View
+from onnxprune.rules.base import Edit, Fact, Fresh, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View, splittable
 from onnxprune.symbolic import Const, Size
 
 MAX_BLOCK = 1 << 24  # positions; a block of merged axes larger than this is frozen rather than enumerated
@@ -159,15 +159,38 @@ def reshape_fixup(view: View, resize: Resize) -> Iterator[Edit]:
 
 
 def expand(view: View) -> Iterator[Fact]:
-    """Axes that are stretched from 1 are new; the others pass through."""
+    """Axes that are stretched from 1 are filled with one value; the others pass through."""
     out = view.out_shape()
     offset = len(out) - len(view.shape(0))
     for axis, size in enumerate(view.shape(0)):
         if size > 1:
             yield Tie(view.x(0, axis), view.y(axis + offset))
-    if view.has(1):
-        short = int(np.prod(view.shape(1)))
-        yield from operand_facts(view, 1, range(len(out) - short, len(out)))
+    short = int(np.prod(view.shape(1)))
+    made = [axis for axis in range(len(out)) if axis < offset or view.shape(0)[axis - offset] == 1]
+    yield from _filled(view, 1, range(len(out) - short, len(out)), made)
+
+
+def _filled(view: View, position: int, axes: Sequence[int], made: Sequence[int]) -> Iterator[Fact]:
+    """Axes in `made` hold one value throughout: as long as the axis that the operand measures, or as long as needed."""
+    entries = view.symbols.of(view.name(position)) or []
+    for entry, axis in zip(entries, axes, strict=False):
+        if axis not in made or view.out_shape()[axis] < 2:
+            continue
+        if isinstance(entry, Size) and not splittable(view.net, entry.dim.tensor):
+            yield Tie(entry.dim, view.y(axis))
+        elif view.fixed(position) or (isinstance(entry, Const) and entry.source and _exclusive(view, entry.source[0])):
+            yield Fresh(view.y(axis))
+    yield from operand_facts(view, position, axes)
+
+
+def constant_of_shape(view: View) -> Iterator[Fact]:
+    """One value everywhere, in the shape that the operand says."""
+    axes = range(len(view.out_shape()))
+    return _filled(view, 0, axes, axes)
+
+
+def constant_of_shape_fixup(view: View, resize: Resize) -> Iterator[Edit]:
+    yield from operand_edits(view, resize, 0, range(len(view.out_shape())))
 
 
 def expand_fixup(view: View, resize: Resize) -> Iterator[Edit]:
@@ -223,6 +246,7 @@ RULES = {
     "Unsqueeze": Rule(reshape_ties),
     "Expand": Rule(expand, expand_fixup),
     "Tile": Rule(tile),
+    "ConstantOfShape": Rule(constant_of_shape, constant_of_shape_fixup),
     "Resize": Rule(interpolate, interpolate_fixup),
     "Upsample": Rule(interpolate),
 }
