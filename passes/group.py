@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 
 from onnxprune.channels import Components, Coupling, Dim, Freeze, Tie
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups
-from onnxprune.rules import STANDARD, Consumer, Fresh, Layer, MustEqual, Reads, RuleTable, View
+from onnxprune.rules import STANDARD, Consumer, Fresh, Layer, MustEqual, Reads, RuleTable, View, Ways
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
@@ -22,21 +24,32 @@ KEEP_ZEROS = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Mul", "Reshape
 def group(net: Network, rules: RuleTable = STANDARD) -> Groups:
     """Channel groups of a network; whatever no rule explains is frozen, with the reason.
 
-    Linear in the size of the graph. The rules run in topological order, so that each knows which axes channels reach.
+    Linear in the size of the graph. The rules run in topological order, so that each knows which axes channels reach. Where
+    a node could follow the channels along one of several axes, and the first choice ends frozen, the next one is tried.
     """
-    analysis = _Analysis(net, rules)
-    for index in net.order:
-        analysis.visit(index)
-    analysis.freeze_outputs()
-    components = analysis.coupling.solve()
-    analysis.freeze_late(components)
-    return analysis.finish(components)
+    symbols = Symbols(net)
+    first = _Analysis(net, rules, symbols, {})
+    best = first.run()
+    if stuck := first.stuck():
+        other = _Analysis(net, rules, symbols, dict.fromkeys(stuck, 1)).run()
+        if _reach(other) > _reach(best):
+            return other
+    return best
+
+
+def _reach(groups: Groups) -> int:
+    """How many layer axes, weighted by their channels, lie in groups that can be pruned."""
+    free = {g.id for g in groups.prunable}
+    axes = [d for layer in groups.layers for d in (layer.x, layer.out)]
+    return sum(g.size * per for d in axes for g, per in groups.at.get(d, []) if g.id in free)
 
 
 class _Analysis:
-    def __init__(self, net: Network, rules: RuleTable) -> None:
+    def __init__(self, net: Network, rules: RuleTable, symbols: Symbols, ways: Mapping[int, int]) -> None:
         self.net, self.rules = net, rules
-        self.symbols = Symbols(net)
+        self.symbols = symbols
+        self.ways = ways
+        self.forks: dict[int, list[Tie]] = {}
         self.coupling = Coupling()
         self.live: set[Dim] = set()
         self.origin: dict[str, str] = {i.name: f"it comes from graph input '{i.name}'" for i in net.inputs}
@@ -47,13 +60,30 @@ class _Analysis:
         self.node_ties: list[tuple[int, list[Tie]]] = []
         self.outputs = set(net.outputs)
 
+    def run(self) -> Groups:
+        for index in self.net.order:
+            self.visit(index)
+        self.freeze_outputs()
+        self.components = self.coupling.solve()
+        self.freeze_late(self.components)
+        return self.finish(self.components)
+
+    def stuck(self) -> list[int]:
+        """The nodes that had a choice of axes and whose choice ended frozen."""
+        reasons, components = self.components.reasons, self.components
+        return [
+            index
+            for index, ties in self.forks.items()
+            if any(t.a in components.offset and all(int(c) in reasons for c in np.unique(components.of(t.a))) for t in ties)
+        ]
+
     # ------------------------------------------------------------------------------------------- one node
 
     def visit(self, index: int) -> None:
         node = self.net.model.graph.node[index]
         if node.op_type == "Constant" and not node.input:
             return
-        view = View(self.net, self.symbols, index, self.is_live)
+        view = View(self.net, self.symbols, index, self.is_live, self.ways.get(index, 0))
         domain = "" if node.domain == "ai.onnx" else node.domain
         rule = self.rules.get((domain, node.op_type))
         known = rule is not None and self._has_shapes(view)
@@ -76,6 +106,8 @@ class _Analysis:
         self.roles.update({f.dim: "consumer" for f in facts if isinstance(f, Consumer)})
         self.musts.extend(f for f in facts if isinstance(f, MustEqual))
         self.node_ties.append((index, ties))
+        if any(isinstance(f, Ways) and f.count > 1 for f in facts):
+            self.forks[index] = ties
         why = (
             f"{view} mixes its positions"
             if known

@@ -16,6 +16,7 @@ from onnxprune.rules.base import (
     SetConst,
     SetInput,
     View,
+    Ways,
     table,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "SetConst",
     "SetInput",
     "View",
+    "Ways",
     "table",
 ]

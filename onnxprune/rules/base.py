@@ -43,7 +43,14 @@ class MustEqual:
     entry: Entry
 
 
-Fact: TypeAlias = Tie | Freeze | Consumer | Reads | Fresh | MustEqual
+@dataclass(frozen=True)
+class Ways:
+    """The node can follow the channels in `count` ways, of which it took number `View.way`."""
+
+    count: int
+
+
+Fact: TypeAlias = Tie | Freeze | Consumer | Reads | Fresh | MustEqual | Ways
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class View:
     symbols: Symbols
     index: int
     live: Callable[[Dim], bool]
+    way: int = 0
 
     def live_axes(self, i: int) -> set[int]:
         """The axes of input `i` that channels have reached so far; the nodes before this one have been seen."""

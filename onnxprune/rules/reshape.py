@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxprune.channels import Freeze, Index, Tie
-from onnxprune.rules.base import Edit, Fact, Fresh, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View, splittable
+from onnxprune.rules.base import Edit, Fact, Fresh, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View, Ways, splittable
 from onnxprune.symbolic import Const, Size
 
 MAX_BLOCK = 1 << 24  # positions; a block of merged axes larger than this is frozen rather than enumerated
@@ -62,9 +62,9 @@ def _units(ia: Index, ib: Index, n: int, m: int) -> int:
 
 
 def reshape_ties(view: View) -> Iterator[Fact]:
-    """Within each run of merged or split axes the pair of axes that leaves most channels is tied; the rest freezes.
+    """Within each run of merged or split axes one pair of axes is tied, by default that which leaves most channels.
 
-    Channels [C] split into [2, C/2] can be followed along either new axis, not along both.
+    Channels [C] split into [2, C/2] can be followed along either new axis, not along both: `View.way` says which.
     """
     before, after = view.shape(0), view.out_shape()
     live = view.live_axes(0)
@@ -75,16 +75,18 @@ def reshape_ties(view: View) -> Iterator[Fact]:
         size = int(np.prod([before[i] for i in left]))
         if size > MAX_BLOCK:
             continue
-        best: tuple[int, int, int, Index, Index] | None = None
+        found: list[tuple[int, Tie]] = []
         for a in (axis for axis in left if axis in live):
             for b in right:
                 small_before, small_after = [before[i] for i in left], [after[i] for i in right]
                 ia, ib = pairs(small_before, left.index(a), small_after, right.index(b))
                 units = _units(ia, ib, before[a], after[b])
-                if units > 1 and (best is None or units > best[0]):
-                    best = (units, a, b, ia, ib)
-        if best is not None:
-            yield Tie(view.x(0, best[1]), view.y(best[2]), best[3], best[4])
+                if units > 1:
+                    found.append((units, Tie(view.x(0, a), view.y(b), ia, ib)))
+        found.sort(key=lambda way: -way[0])
+        if found:
+            yield Ways(len(found))
+            yield found[view.way % len(found)][1]
 
 
 # --------------------------------------------------------------------------------- shape operands that count channels
