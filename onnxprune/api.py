@@ -163,7 +163,7 @@ def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan) -> tuple[
     if plan.model_digest and plan.model_digest != graph.digest(imported.model):
         raise PlanError("the plan was made for another model", hint="apply it to the file that it was made from")
     pruned = surgery(imported.groups, plan)
-    validate(imported.model, pruned, mask(imported.groups, plan), [runtime.example_feeds(imported.model)])
+    validate(imported.model, pruned, mask(imported.groups, plan), [imported.groups.net.feeds])
     return imported, pruned
 
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -181,12 +181,13 @@ class Network:
     """A model together with what one run of it told: the shape of every tensor, the value of every small integer one.
 
     shapes: concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors.
-    dynamic: {input name: axes that are dynamic}.
+    feeds: the inputs of that run.
     """
 
     model: onnx.ModelProto
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, Array]
+    feeds: Mapping[str, Array] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> gs.Graph:
@@ -199,7 +200,7 @@ class Network:
     @cached_property
     def order(self) -> list[int]:
         """Node indices in topological order (exporters do write unsorted graphs)."""
-        producer = {o: i for i, n in enumerate(self.model.graph.node) for o in n.output if o}
+        producer = self.producer
         order: list[int] = []
         state = [0] * len(self.model.graph.node)
         for root in range(len(state)):
@@ -215,6 +216,11 @@ class Network:
                         (producer[x], False) for x in reversed(self.reads(i)) if x in producer and not state[producer[x]]
                     )
         return order
+
+    @cached_property
+    def producer(self) -> dict[str, int]:
+        """The node that makes each tensor."""
+        return {o: i for i, n in enumerate(self.model.graph.node) for o in n.output if o}
 
     def reads(self, index: int) -> list[str]:
         """Names of all tensors that node `index` reads, those captured by its subgraphs included."""

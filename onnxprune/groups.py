@@ -135,7 +135,7 @@ class Accounting:
             terms = [self._dim(d) for d in dims]
             kind = self.groups.net.kinds[name]
             sizes.append((rest * kind.itemsize, terms))
-            if kind.kind == "f" and self.groups.net.uses.get(name):
+            if is_parameter(self.groups.net, name):
                 params.append((rest, terms))
         return params, sizes
 
@@ -173,6 +173,13 @@ class Accounting:
         per = {g.id: n for g, n in self.groups.at.get(dim, [])}
         lost = sum(per[g] * int(n - w) for g, n, w in zip(self.ids, self.full_widths, widths, strict=True) if g in per)
         return self.groups.full(dim) - lost
+
+
+def is_parameter(net: Network, name: str) -> bool:
+    """Whether a constant counts as parameters: floating-point, or 8-bit weights (not vectors of indices)."""
+    kind = net.kinds[name]
+    weight = kind.kind == "f" or (kind.itemsize == 1 and len(net.initializers[name].dims) > 1)
+    return weight and bool(net.uses.get(name))
 
 
 class _Terms:

@@ -22,6 +22,7 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+GUESSES = ((224, 16), (64, 64), (256, 512), (32, 1), (512, 2048))
 _SMALL = 4096  # elements; integer tensors up to this size are recorded by the probe
 
 ort.set_default_logger_severity(4)
@@ -102,10 +103,10 @@ def input_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims)
 
 
-def example_feeds(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Array]:
-    """Pseudo-random inputs (fixed seed) of the declared shapes; `shapes` overrides, dynamic sizes are guessed.
+def example_feeds(model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0]) -> dict[str, Array]:
+    """Pseudo-random inputs (fixed seed) of the declared shapes; dynamic sizes are guessed.
 
-    A dynamic batch is 1, dynamic height and width are 224, any other dynamic size is 16.
+    A dynamic batch is 1; guess: size of other dynamic axes of four-dimensional inputs, and of all others.
     Raises ModelError for inputs that are not tensors.
     """
     rng = np.random.default_rng(0)
@@ -114,9 +115,8 @@ def example_feeds(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | 
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"input '{value.name}' is not a tensor", hint="onnxprune handles tensor inputs only")
         declared = input_shape(value)
-        guess = 224 if len(declared) == 4 else 16
-        shape = tuple(d or (1 if i == 0 else guess) for i, d in enumerate(declared))
-        shape = tuple((shapes or {}).get(value.name, shape))
+        size = guess[0] if len(declared) == 4 else guess[1]
+        shape = tuple(d or (1 if i == 0 else size) for i, d in enumerate(declared))
         dtype = input_dtype(value)
         if dtype.kind == "b":
             feeds[value.name] = np.ones(shape, dtype)
@@ -149,7 +149,8 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None) -> Network:
     so it needs no more memory than an inference. feeds: one sample, by default `example_feeds`.
     Raises ModelError when ONNX Runtime refuses or fails.
     """
-    feeds = example_feeds(model) if feeds is None else feeds
+    if feeds is None:
+        return _probe_by_guess(model)
     kinds = _tensor_types(model)
     outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
     copy = onnx.ModelProto()
@@ -166,7 +167,22 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None) -> Network:
     shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
     small = {o: r for o, r in zip(values, results[len(outer) :], strict=True) if r.size <= _SMALL}
-    return Network(model, shapes, small)
+    return Network(model, shapes, small, dict(feeds))
+
+
+def _probe_by_guess(model: onnx.ModelProto) -> Network:
+    """Tries sizes for the dynamic axes until the model runs; the error of the first try speaks for all."""
+    failure: ModelError | None = None
+    for guess in GUESSES:
+        try:
+            return probe(model, example_feeds(model, guess))
+        except ModelError as error:
+            failure = failure or error
+            static = all(d is not None for v in graph_inputs(model) for d in input_shape(v)[1:])
+            if static:
+                break
+    assert failure is not None
+    raise failure
 
 
 def _tensor_types(model: onnx.ModelProto) -> dict[str, int | None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import runtime, theory
+from onnxprune import theory
 from onnxprune.channels import Index
 from onnxprune.contraction import consumers
 from onnxprune.data import Samples, choose
@@ -55,7 +55,7 @@ class Split:
         source = self.calibration or self.validation
         indices = self.calibration_indices if self.calibration is not None else self.validation_indices
         if source is None or indices is None:
-            return [runtime.example_feeds(imported.model)]
+            return [imported.groups.net.feeds]
         fixed = next((s.shape[0] for s in imported.specs if s.shape and s.shape[0]), None)
         return [source.batch(np.resize(indices[:ORACLE_SAMPLES], fixed) if fixed else indices[:ORACLE_SAMPLES])]
 

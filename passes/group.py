@@ -246,8 +246,18 @@ def silenceable(net: Network, tensor: str) -> bool:
     """Whether zeroing slices of the constants that `tensor` is made of zeroes slices of `tensor`."""
     if tensor in net.initializers:
         return True
-    makers = [n for n in net.model.graph.node if tensor in n.output]
-    return bool(makers) and makers[0].op_type in KEEP_ZEROS and all(silenceable(net, x) for x in _values(makers[0]))
+    if tensor not in net.producer:
+        return False
+    maker = net.model.graph.node[net.producer[tensor]]
+    return (maker.op_type in KEEP_ZEROS or _symmetric(net, maker)) and all(silenceable(net, x) for x in _values(maker))
+
+
+def _symmetric(net: Network, node: onnx.NodeProto) -> bool:
+    """A DequantizeLinear without a zero point, or with zeros for it, turns 0 into 0."""
+    if node.op_type != "DequantizeLinear":
+        return False
+    point = net.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    return len(node.input) < 3 or not node.input[2] or (point is not None and not np.any(point))
 
 
 def _values(node: onnx.NodeProto) -> list[str]:

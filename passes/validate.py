@@ -15,6 +15,7 @@ from onnxprune.data import Samples
 from onnxprune.errors import ModelError, ValidationError
 from onnxprune.graph import Array, graph_inputs
 
+QUANTISED = 5e-2  # a sum that rounds differently may land on the next step of an 8-bit activation
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 BATCH = 16
 
@@ -116,12 +117,13 @@ def _oracle(
     Always on the CPU and without graph optimisations, so that both sides round alike.
     """
     sessions = [runtime.session(m, optimise=False) for m in (original, masked, pruned)]
+    steps = any("QuantizeLinear" in n.op_type for n in original.graph.node)
     worst = 0.0
     for feed in feeds:
         results = [runtime.run(s, feed) for s in sessions]
         for output, full, mask, cut in zip(original.graph.output, *results, strict=True):
             error, limit = relative_error(full, mask, cut)
-            if not error <= limit:
+            if not error <= (max(limit, QUANTISED) if steps else limit):
                 raise ValidationError(
                     f"output '{output.name}' of the pruned model differs from the masked original by {error:.2g} (relative)",
                     hint="this is a bug in onnxprune: please report it with the model",

@@ -486,6 +486,24 @@ def group_norm(b: Build, x: T) -> T:
     return b.op("Add", [b.op("Mul", [y, b.vector(x.c, *flat, around=1.0)], x.shape), b.vector(x.c, *flat)], x.shape)
 
 
+def normalised(b: Build, x: T) -> T:
+    """The operator that came of it."""
+    if b.opset < 21:
+        return group_norm(b, x)
+    values = [b.vector(x.c, around=1.0), b.const(b.rng.uniform(0.5, 1.0, x.c).astype(np.float32))]
+    return b.op("GroupNormalization", [x, *values], x.shape, num_groups=b.pick(divisors(x.c)), epsilon=0.01)
+
+
+def filled(b: Build, x: T) -> T:
+    """A tensor of one value, as large as the running one."""
+    shape = b.op("Shape", [x], (len(x.shape),)) if b.dynamic or b.flag() else b.ints(x.shape)
+    if b.flag():
+        one = b.op("ConstantOfShape", [shape], x.shape, value=helper.make_tensor("v", TensorProto.FLOAT, [1], [0.5]))
+    else:
+        one = b.op("Expand", [b.const(np.float32(0.5)), shape], x.shape)
+    return b.concat([one, x]) if b.flag() else b.op("Add", [one, x], x.shape)
+
+
 def mixing(b: Build, x: T) -> T:
     """Operators that sum over the channels."""
     kind = b.pick(["Softmax", "LRN", "mean", *(["LayerNormalization"] if b.opset >= 17 else [])])
@@ -578,8 +596,8 @@ BLOCKS: dict[str, Block] = {
     f.__name__: f
     for f in (
         convolution, separable, grouped, residual, option_a, join, parts, squeeze_excite, channel_attention, spatial_gate,
-        shuffle, take, permute, pool, deconvolution, enlarge, pixels, instance_norm, group_norm, mixing, channels_last,
-        siamese, counted, attention, constant_scale, choose, repeat, pad_space, autoencoder, dangling,
+        shuffle, take, permute, pool, deconvolution, enlarge, pixels, instance_norm, group_norm, normalised, filled, mixing,
+        channels_last, siamese, counted, attention, constant_scale, choose, repeat, pad_space, autoencoder, dangling,
     )
 }  # fmt: skip
 
@@ -633,8 +651,10 @@ def _tame(b: Build, x: T) -> T:
 
 
 @st.composite
-def networks(draw: Callable[..., Any], opsets: Sequence[int] = tuple(range(9, 23)), most: int = 4) -> Case:
-    """A network of one to `most` blocks between a stem and a head."""
+def networks(
+    draw: Callable[..., Any], opsets: Sequence[int] = tuple(range(9, 23)), most: int = 4, block: str | None = None
+) -> Case:
+    """A network of up to `most` blocks between a stem and a head; `block` is one of them."""
     rank = draw(st.sampled_from([2, 2, 2, 2, 1, 3]))
     dynamic = draw(st.booleans())
     b = Build(
@@ -649,7 +669,9 @@ def networks(draw: Callable[..., Any], opsets: Sequence[int] = tuple(range(9, 23
     )
     x = T("x", (b.batch, 3, *{1: (8,), 2: (6, 8), 3: (4, 3, 4)}[rank]))
     y = b.act(b.conv(x, draw(st.integers(2, 8)), 3))
-    names = draw(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=most))
+    names = draw(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=block is None, max_size=most - (block is not None)))
+    if block is not None:
+        names.insert(draw(st.integers(0, len(names))), block)
     extra = draw(st.sampled_from([None, None, None, *range(len(names))]))
     outputs = []
     for i, name in enumerate(names):

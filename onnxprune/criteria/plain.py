@@ -56,7 +56,7 @@ def _filters(groups: Groups, group: ChannelGroup, slot: Slot) -> Array | None:
     if groups.roles.get(slot.dim) != "producer" or slot.dim.tensor in biases:
         return None
     value = groups.net.array(slot.dim.tensor)
-    if value is None or value.dtype.kind != "f":
+    if value is None or value.dtype.kind not in "fi":
         return None
     rows = np.moveaxis(value.astype(np.float64), slot.dim.axis, 0)[slot.positions].reshape(len(slot.positions), -1)
     order = np.argsort(slot.channels, kind="stable")

@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune import theory
 from onnxprune.channels import ChannelGroup
 from onnxprune.errors import PlanError, ValidationError
-from onnxprune.groups import Accounting, Groups
+from onnxprune.groups import Accounting, Groups, is_parameter
 from onnxprune.plan import Kept, Plan
 from onnxprune.selection import Share
 
@@ -147,7 +147,7 @@ def prunable_share(groups: Groups, accounting: Accounting) -> tuple[float, float
     total = sum(int(m) for m in macs)
     cut = sum(int(m) for layer, m in zip(groups.layers, macs, strict=True) if touched((layer.x, layer.out, *layer.macs_dims)))
     tensors = {d.tensor for d, found in groups.at.items() if any(not g.frozen for g, _ in found)}
-    floats = {n: p for n, p in groups.net.initializers.items() if groups.net.kinds[n].kind == "f" and groups.net.uses.get(n)}
+    floats = {n: p for n, p in groups.net.initializers.items() if is_parameter(groups.net, n)}
     elements = {n: _elements(p.dims) for n, p in floats.items()}
     params = sum(elements.values())
     return cut / total if total else 0.0, sum(v for n, v in elements.items() if n in tensors) / params if params else 0.0

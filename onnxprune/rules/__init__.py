@@ -1,6 +1,6 @@
 """Operator rules: one small function per operator family, collected in tables that add up."""
 
-from onnxprune.rules import contrib, conv, elementwise, linear, movement, norm, recurrent, reshape
+from onnxprune.rules import contrib, conv, elementwise, linear, movement, norm, quantized, recurrent, reshape
 from onnxprune.rules.base import (
     Consumer,
     Edit,
@@ -21,7 +21,9 @@ from onnxprune.rules.base import (
 )
 
 STANDARD: RuleTable = {
-    **table(conv.RULES, linear.RULES, recurrent.RULES, elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES),
+    **table(
+        conv.RULES, linear.RULES, recurrent.RULES, quantized.RULES, elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES
+    ),
     **table(contrib.RULES, domain="com.microsoft"),
 }
 
