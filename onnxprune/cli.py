@@ -148,7 +148,7 @@ def _parser() -> _Parser:
     _data(verify)
     _runtime(verify)
     demo = command("demo", "the main job on the model and the data that ship with onnxprune")
-    demo.add_argument("name", nargs="?", default="resnet20", help="resnet20, vgg8 or mobilenet")
+    demo.add_argument("name", nargs="?", default="vgg8", help="vgg8, resnet20 or mobilenet")
     demo.add_argument("--macs", type=float, default=0.7, metavar="F")
     demo.add_argument("-o", "--out", default=None, metavar="OUT", help="default: onnxprune-demo/NAME.onnx")
     parser.commands = dict(kinds.choices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -39,16 +40,15 @@ def axis_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[
     return result
 
 
-def _labels(shape: Sequence[int], axis: int) -> Index:
-    """For every element of a tensor of `shape`, flat, its position on `axis`."""
-    inner = int(np.prod(shape[axis + 1 :]))
-    outer = int(np.prod(shape[:axis]))
-    return np.tile(np.repeat(np.arange(shape[axis]), inner), outer)
-
-
 def pairs(before: Sequence[int], a: int, after: Sequence[int], b: int) -> tuple[Index, Index]:
-    """The distinct (position on axis a, position on axis b) pairs under a reshape from `before` to `after`."""
-    code = np.unique(_labels(before, a) * after[b] + _labels(after, b))
+    """The distinct (position on axis a, position on axis b) pairs under a reshape from `before` to `after`.
+
+    Both positions are constant over runs of the common divisor of the two strides, and repeat with their common period.
+    """
+    inner_a, inner_b = int(np.prod(before[a + 1 :])), int(np.prod(after[b + 1 :]))
+    period = math.lcm(inner_a * before[a], inner_b * after[b])
+    flat = np.arange(0, min(int(np.prod(before)), period), math.gcd(inner_a, inner_b))
+    code = np.unique((flat // inner_a) % before[a] * after[b] + (flat // inner_b) % after[b])
     return code // after[b], code % after[b]
 
 
