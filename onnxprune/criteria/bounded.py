@@ -28,6 +28,7 @@ HUGE = 1e30  # stands for a dead denominator: its reciprocal is no share
 CACHE = 1 << 19  # elements of one intermediate that still fit the processor's cache
 DENSE = 0.08  # share of the patches above which the plain evaluation of all is cheaper
 SLACK = 1e-6  # relative differences of sensitivities that do not matter
+PATIENCE = 4  # failures of the bound to narrow anything down, after which a layer is evaluated plainly
 PAIRS = 1 << 16  # (channel, patch) pairs evaluated at a time
 
 
@@ -38,6 +39,7 @@ class BoundedShares:
         self.providers = providers
         self._sessions: dict[Any, Any] = {}
         self._full = Shares("sum", providers)
+        self._misses = 0
 
     def largest(self, c: Contraction, units: Index, known: Array) -> tuple[Array, int]:
         """(the larger of `known` and the maximal share, for every unit [U] float64; live sign parts).
@@ -51,6 +53,9 @@ class BoundedShares:
         return best, live
 
     def _part(self, c: Contraction, part: Part, units: Index, best: Array) -> None:
+        if self._misses >= PATIENCE:
+            np.maximum(best, self._full.part(c, part, units), out=best)
+            return
         count, per = units.shape
         taps = part.w.shape[2:]
         w = part.w[:, units.ravel()].reshape(len(part.w), count, -1)  # [O, U, m * taps]
@@ -67,9 +72,9 @@ class BoundedShares:
             r, low, square = runtime.run(session, {"x": x, "u": chosen, **constants})
             pairs = _Pairs(c, chosen, weights, r, low, per)
             if not _raise(best, pairs, square.reshape(len(x), count, -1), top * MARGIN):
-                still = np.flatnonzero(best < 1 - SLACK)
-                if len(still):
-                    best[still] = np.maximum(best[still], self._full.part(c, Part(x, part.w), units[still]))
+                # All units, saturated or not: sessions are kept by shape, and a new one costs more than it would save.
+                np.maximum(best, self._full.part(c, Part(x, part.w), units), out=best)
+                self._misses += 1
 
     def _session(self, c: Contraction, part: Part, count: int, per: int) -> Any:
         taps = part.w.shape[2:]
