@@ -38,7 +38,7 @@ def try_one(path: Path, macs: float) -> dict[str, Any]:
         row["error"] = report["validation"]["masked_max_relative_error"]
         row["result"] = "ok" if not row.get("asked") else f"smallest is {row['asked']:g}"
     except OnnxPruneError as error:
-        row["result"] = f"refused: {error}"
+        row["result"] = f"refused: {error}".replace(str(path), path.name)
     except Exception as error:
         row["result"] = f"CRASH {type(error).__name__}: {error}"
     row["seconds"] = time.perf_counter() - start
