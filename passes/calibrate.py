@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from onnxprune.contraction import consumers
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
 from onnxprune.errors import DataError, ModelError
-from onnxprune.graph import digest
+from onnxprune.graph import Array, digest
 from onnxprune.groups import Groups
+from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Saliency
 
 MEMORY = 256 << 20  # bytes of activations that one run may hand over
@@ -49,19 +51,15 @@ def calibrate(
     reads = list(dict.fromkeys(layer.x.tensor for layer in layers))
     constant = {name: weights[name] for name in reads if name in weights}
     session = runtime.session(runtime.with_outputs(groups.net.model, reads), providers=providers)
-    size = batch_size(groups, reads, batch)
     total: Saliency | None = None
-    for part in _batches(chosen, size, groups):
-        feeds = samples.batch(fill(part, size, groups))
-        values = dict(zip(reads, runtime.run(session, feeds, reads), strict=True)) | constant
-        for name, value in values.items():
-            if not np.isfinite(value).all():
-                raise ModelError(f"tensor '{name}' is NaN or infinite on the sample data", hint="does the model overflow?")
+    runs = _runs(groups, session, samples, chosen, reads, batch)
+    for seen, count in _stacked(runs, _stack(groups, layers, reads)):
+        values = seen | constant
         found: list[LayerScore] = []
         for layer in layers:
             known = {s.group: s.values for s in total.layers if s.layer == layer.name} if total else None
             found.extend(criterion.observe(groups, layer, values[layer.x.tensor], weights[layer.weight], known))
-        shard = _finish(groups, criterion, found, len(part), ())
+        shard = _finish(groups, criterion, found, count, ())
         total = shard if total is None else total.merged(shard)
         if progress:
             progress(total.samples, len(chosen))
@@ -69,6 +67,51 @@ def calibrate(
         return _finish(groups, criterion, [], 0, ())
     data = (samples.digest(chosen),)
     return _finish(groups, criterion, total.layers, total.samples, data)
+
+
+def _runs(
+    groups: Groups, session: Any, samples: Samples, chosen: Index, reads: Sequence[str], batch: int | None
+) -> Iterator[tuple[dict[str, Array], int]]:
+    """(the activations, how many of the chosen samples they are of) for every run of the model."""
+    size = batch_size(groups, reads, batch)
+    for part in _batches(chosen, size, groups):
+        values = dict(zip(reads, runtime.run(session, samples.batch(fill(part, size, groups)), reads), strict=True))
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise ModelError(f"tensor '{name}' is NaN or infinite on the sample data", hint="does the model overflow?")
+        yield values, len(part)
+
+
+def _stack(groups: Groups, layers: Sequence[Layer], reads: Sequence[str]) -> int:
+    """How many runs of a model that prescribes a small batch are scored together: scoring one by one is all overhead.
+
+    Axis 0 only ever counts samples or rows of a linear map, unless a layer sums over it.
+    """
+    fixed = fixed_batch(groups)
+    if fixed is None or any(layer.x.axis == 0 for layer in layers):
+        return 1
+    per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in reads)
+    return max(1, min(MAX_BATCH // fixed, MEMORY // max(1, per_run)))
+
+
+def _stacked(runs: Iterable[tuple[dict[str, Array], int]], most: int) -> Iterator[tuple[dict[str, Array], int]]:
+    """Joins up to `most` runs of equal shapes and sample counts along axis 0."""
+    waiting: list[dict[str, Array]] = []
+    kind: Any = None
+    count = 0
+    for values, samples in runs:
+        new = (samples, [v.shape for v in values.values()])
+        if waiting and (new != kind or len(waiting) == most):
+            yield _joined(waiting), count
+            waiting, count = [], 0
+        waiting.append(values)
+        kind, count = new, count + samples
+    if waiting:
+        yield _joined(waiting), count
+
+
+def _joined(runs: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([r[name] for r in runs]) for name in runs[0]} if len(runs) > 1 else runs[0]
 
 
 def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None) -> int:
