@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,19 +19,18 @@ from onnxprune.budget import Budget
 from onnxprune.criteria import Criterion, Sensitivity
 from onnxprune.criteria.plain import PLAIN, Random
 from onnxprune.data import open_data
-from onnxprune.errors import BudgetError, DataError, OptionError, PlanError, ValidationError
-from onnxprune.groups import Size
+from onnxprune.decide import Decision, decide, size_of
+from onnxprune.errors import BudgetError, DataError, PlanError, ValidationError
 from onnxprune.imported import Imported, load, require_prunable, sample_feeds
 from onnxprune.options import Options
-from onnxprune.passes.allocate import allocate, require_reachable
+from onnxprune.passes.allocate import require_reachable
 from onnxprune.passes.calibrate import calibrate as calibrate_pass
-from onnxprune.passes.sample import sample
-from onnxprune.passes.surgery import mask, reweightable, surgery
-from onnxprune.passes.validate import Validation, compare, validate
+from onnxprune.passes.surgery import mask, surgery
+from onnxprune.passes.validate import Validation, validate
 from onnxprune.plan import Plan
 from onnxprune.report import build
 from onnxprune.saliency import Saliency
-from onnxprune.selection import Method, Selector, Share, Widths
+from onnxprune.selection import Widths
 from onnxprune.splits import Split
 
 Progress = Callable[[str, int, int], None]
@@ -125,7 +123,7 @@ def prune(
         saliency = calibration or _calibrated(imported, settings, providers, split, tell)
         _check_calibration(saliency, imported)
     with clock.stage("sample"):
-        decision = _decide(imported, saliency, settings, budget, split, providers)
+        decision = decide(imported, saliency, settings, budget, split, providers)
     with clock.stage("surgery"):
         pruned = surgery(imported.groups, decision.plan)
         masked = mask(imported.groups, decision.plan)
@@ -251,81 +249,18 @@ def _calibrated(imported: Imported, settings: Options, providers: list[str], spl
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Decision:
-    """What stays, by which method, and what the theory says of it."""
-
-    method: str
-    plan: Plan
-    shares: Mapping[str, Share]
-
-
-def _decide(
-    imported: Imported, saliency: Saliency, settings: Options, budget: Budget, split: Split, providers: list[str]
-) -> _Decision:
-    """The plan of the method asked for; `auto` tries what the calibration allows and keeps what moves outputs least."""
-    provable = saliency.criterion == Sensitivity.name
-    asked = settings.method
-    if (asked != "auto" and provable != asked.startswith("pfp")) or (not provable and asked != saliency.criterion):
-        fitting = "auto or pfp" if provable else saliency.criterion
-        raise OptionError(f"--method {asked} does not fit a calibration by '{saliency.criterion}'", hint=f"give {fitting}")
-    names = ["pfp", "pfp-deterministic"] if asked == "auto" else [asked]
-    decisions = [_by(name, imported, saliency, settings, budget) for name in names]
-    if budget.kind == "eps":  # both keep the promise: the smaller network is what was asked for
-        return min(decisions, key=lambda d: _size(imported, d.plan).macs)
-    if len(decisions) == 1 or split.calibration is None:
-        return decisions[0]
-    errors = [
-        compare(
-            imported.model, surgery(imported.groups, d.plan), split.calibration, split.choice_indices, providers
-        ).relative_l2
-        for d in decisions
-    ]
-    return min(zip(errors, decisions, strict=True), key=lambda pair: float("inf") if pair[0] is None else pair[0])[1]
-
-
-def _size(imported: Imported, plan: Plan) -> Size:
-    accounting = imported.accounting
-    return accounting.size(accounting.widths({g: k.indices for g, k in plan.groups.items()}))
-
-
-def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, budget: Budget) -> _Decision:
-    groups = imported.groups
-    method: Method = name if name.startswith("pfp") else "top"  # type: ignore[assignment]  # one of the three
-    selector = Selector(
-        groups.prunable,
-        saliency,
-        method,
-        widths=Widths(settings.min_channels, settings.align),
-        delta=settings.delta,
-        seed=settings.seed,
-        rescalable={g.id: reweightable(groups, g) for g in groups.prunable},
-    )
-    digest, spare = graph.digest(imported.model), 0
-    while True:
-        allocation = allocate(imported.accounting, groups.prunable, selector, budget, spare)
-        decision = _Decision(name, *sample(groups.prunable, allocation.choices, selector, digest))
-        if budget.kind != "bytes":
-            return decision
-        # A file has more in it than weights: what the cut itself adds (say, a constant of its own) comes off the budget.
-        excess = surgery(groups, decision.plan).ByteSize() - budget.value * imported.size.bytes
-        if excess <= 0:
-            return decision
-        spare += math.ceil(excess)
-
-
 def _report(
     imported: Imported,
     settings: Options,
     budget: Budget,
     saliency: Saliency,
-    decision: _Decision,
+    decision: Decision,
     pruned: onnx.ModelProto,
     found: Validation,
     clock: Clock,
 ) -> dict[str, Any]:
     accounting, plan = imported.accounting, decision.plan
-    after = _size(imported, plan)
+    after = size_of(imported, plan)
     macs, params = build.prunable_share(imported.groups, accounting)
     provable = saliency.criterion == Sensitivity.name
     return {
