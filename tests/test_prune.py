@@ -21,7 +21,7 @@ import small
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import api, cli
+from onnxprune import api, cli, decide
 from onnxprune.errors import BudgetError, OptionError, OutputError, ValidationError
 from onnxprune.options import METHODS
 from onnxprune.saliency import Saliency
@@ -124,6 +124,7 @@ def test_bytes_that_the_cut_itself_adds_come_off_the_budget(monkeypatch: pytest.
         return model
 
     monkeypatch.setattr(api, "surgery", wordy)
+    monkeypatch.setattr(decide, "surgery", wordy)
     result = pruned("residual", "pfp-deterministic", bytes=0.5)
     assert result.model.doc_string and 0.45 <= result.model.ByteSize() / net("residual").ByteSize() <= 0.5
 
