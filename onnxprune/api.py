@@ -21,7 +21,7 @@ from onnxprune.criteria.plain import PLAIN, Random
 from onnxprune.data import open_data
 from onnxprune.decide import Decision, decide, size_of
 from onnxprune.errors import BudgetError, DataError, PlanError, ValidationError
-from onnxprune.imported import Imported, load, require_prunable, sample_feeds
+from onnxprune.imported import Imported, load, require_prunable
 from onnxprune.options import Options
 from onnxprune.passes.allocate import require_reachable
 from onnxprune.passes.calibrate import calibrate as calibrate_pass
@@ -204,8 +204,7 @@ def verify(
 def _import(
     model: str | os.PathLike[str] | onnx.ModelProto, data: Any, validation: Any, settings: Options, *, prunable: bool = False
 ) -> tuple[Imported, Split]:
-    feeds = None if data is None else sample_feeds(model, data, settings.images)
-    imported = load(model, freeze=settings.freeze, feeds=feeds)
+    imported = load(model, freeze=settings.freeze, data=data, images=settings.images)
     if prunable:
         require_prunable(imported.groups)
     samples = None if data is None else open_data(data, imported.specs, settings.images)

@@ -31,7 +31,8 @@ class _Console(Console):
 
 
 def _console(args: argparse.Namespace) -> Console:
-    return _Console(quiet=args.quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+    piped = not sys.stdout.isatty()
+    return _Console(quiet=args.quiet, highlight=False, soft_wrap=piped, width=PIPED_WIDTH if piped else None)
 
 
 def _images(args: argparse.Namespace) -> ImageOptions:

@@ -37,13 +37,20 @@ class Imported:
 
 
 def load(
-    model: str | os.PathLike[str] | onnx.ModelProto, *, freeze: Sequence[str] = (), feeds: runtime.Feeds | None = None
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    *,
+    freeze: Sequence[str] = (),
+    data: Any = None,
+    images: ImageOptions | None = None,
 ) -> Imported:
-    """Imports a model: reads it, runs it once, finds its channel groups. Raises ModelError and OptionError."""
+    """Imports a model: reads it, runs it once, finds its channel groups. Raises ModelError and OptionError.
+
+    data, images: sample data as `open_data` takes it, of which one sample sets the sizes that the model leaves open.
+    """
     proto = model if isinstance(model, onnx.ModelProto) else graph.load(model)
     path = "" if isinstance(model, onnx.ModelProto) else os.fspath(model)
     try:
-        net = runtime.probe(proto, feeds)
+        net = runtime.probe(proto, None if data is None else _sample_feeds(proto, data, images))
     except ModelError as error:
         hint = error.hint or "it must run in ONNX Runtime as it is"
         raise ModelError(f"{path}: {error.message}" if path else error.message, hint=hint) from None
@@ -75,9 +82,8 @@ def freeze_groups(groups: Groups, patterns: Sequence[str]) -> Groups:
     return replace(groups, groups=changed) if patterns else groups
 
 
-def sample_feeds(model: str | os.PathLike[str] | onnx.ModelProto, data: Any, images: ImageOptions) -> runtime.Feeds | None:
+def _sample_feeds(proto: onnx.ModelProto, data: Any, images: ImageOptions | None) -> runtime.Feeds | None:
     """One real sample for the probe run, which then sees the sizes that the user's data has."""
-    proto = model if isinstance(model, onnx.ModelProto) else graph.load(model)
     specs = [InputSpec(v.name, runtime.input_dtype(v), runtime.input_shape(v)) for v in graph.graph_inputs(proto)]
     if callable(data) or all(d is not None for s in specs for d in s.shape[1:]):
         return None  # nothing to learn: only the batch is dynamic

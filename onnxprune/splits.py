@@ -51,7 +51,7 @@ class Split:
         return Split(samples, first, samples, (rest if len(rest) else first)[:most], decide)
 
     def oracle_feeds(self, imported: Imported) -> list[Mapping[str, Any]]:
-        """A few real samples where there are any, else two pseudo-random inputs."""
+        """A few real samples where there are any, else the input of the probe run."""
         source = self.calibration or self.validation
         indices = self.calibration_indices if self.calibration is not None else self.validation_indices
         if source is None or indices is None:

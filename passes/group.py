@@ -58,7 +58,6 @@ class _Analysis:
         self.musts: list[MustEqual] = []
         self.layers: list[Layer] = []
         self.node_ties: list[tuple[int, list[Tie]]] = []
-        self.outputs = set(net.outputs)
 
     def run(self) -> Groups:
         for index in self.net.order:

@@ -113,8 +113,8 @@ class BoundedShares:
             "tiny": np.float32(TINY),
             "smallest": np.float32(LEAST),
             "huge": np.float32(HUGE),
-            # (a + b)^2 <= 2 (a^2 + b^2) is not needed: the eighth root of a sum is at most the sum of eighth roots,
-            # and h only has to exceed the square of that root, cross term included.
+            # What underflows adds at most f = UNDERFLOW O^(1/8) to the eighth root rho <= O^(1/8), so that the square of
+            # the root is at most rho^2 + 2 rho f + f^2 <= rho^2 + 3 UNDERFLOW O^(1/4).
             "floor": np.float32(3 * UNDERFLOW * filters**0.25),
             "box": np.ones((count * per, 1, *taps), np.float32),
             "head": np.array([0, count, per], np.int64),
