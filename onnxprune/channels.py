@@ -43,11 +43,31 @@ class Tie:
 
 @dataclass(frozen=True, eq=False)
 class Freeze:
-    """The positions (all of them when None) of `dim` cannot be removed, for `reason`."""
+    """The positions (all of them when None) of `dim` cannot be removed, for `reason`; `remedy` says what would change that."""
 
     dim: Dim
     reason: str
     positions: Index | None = None
+    remedy: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Flaw:
+    """Removing positions of `dim` is not the same as silencing them, for `reason`.
+
+    rounding: whether the difference is only in how 8-bit activations round, so that the two can still be compared.
+    """
+
+    dim: Dim
+    reason: str
+    rounding: bool = False
+
+
+class Frozen(NamedTuple):
+    """Why channels cannot be removed, and what would change that."""
+
+    reason: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,26 +90,34 @@ class ChannelGroup:
     """Channels with one footprint: removing any of them shortens the same axes by the same amounts.
 
     size: number of channels. slots: one per axis that the group touches, in the order of the graph.
-    reason: why it is frozen, None when it can be pruned.
+    reason: why it is frozen, None when it can be pruned; remedy: what would unfreeze it. flaw: why a cut is not exact.
     """
 
     id: str
     size: int
     slots: tuple[Slot, ...]
     reason: str | None = None
+    remedy: str = ""
+    flaw: Flaw | None = None
 
     @property
     def frozen(self) -> bool:
         return self.reason is not None
 
+    @property
+    def exact(self) -> bool:
+        """Whether removing channels equals silencing them."""
+        return self.flaw is None
+
 
 @dataclass
 class Coupling:
-    """Collects ties and freezes, then yields the groups."""
+    """Collects ties, freezes and flaws, then yields the groups."""
 
     sizes: dict[Dim, int] = field(default_factory=dict)
     ties: list[Tie] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
+    flaws: list[Flaw] = field(default_factory=list)
 
     def register(self, dim: Dim, size: int) -> None:
         self.sizes.setdefault(dim, size)
@@ -110,10 +138,11 @@ class Coupling:
         i = np.concatenate(rows) if rows else np.empty(0, np.int64)
         j = np.concatenate(cols) if cols else np.empty(0, np.int64)
         count, labels = connected_components(coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(n, n)), directed=False)
-        return Components(dims, offset, dict(self.sizes), labels.astype(np.int64), int(count), self._reasons(offset, labels))
+        frozen, flaws = self._reasons(offset, labels), self._flaws(offset, labels)
+        return Components(dims, offset, dict(self.sizes), labels.astype(np.int64), int(count), frozen, flaws)
 
-    def _reasons(self, offset: Mapping[Dim, int], labels: Index) -> dict[int, str]:
-        reasons: dict[int, str] = {}
+    def _reasons(self, offset: Mapping[Dim, int], labels: Index) -> dict[int, Frozen]:
+        reasons: dict[int, Frozen] = {}
         for freeze in self.freezes:
             start = offset[freeze.dim]
             if freeze.positions is None:
@@ -121,8 +150,16 @@ class Coupling:
             else:
                 where = labels[start + freeze.positions]
             for component in np.unique(where):
-                reasons.setdefault(int(component), freeze.reason)
+                reasons.setdefault(int(component), Frozen(freeze.reason, freeze.remedy))
         return reasons
+
+    def _flaws(self, offset: Mapping[Dim, int], labels: Index) -> dict[int, Flaw]:
+        flaws: dict[int, Flaw] = {}
+        for flaw in sorted(self.flaws, key=lambda f: f.rounding):  # the graver one speaks for a channel
+            start = offset[flaw.dim]
+            for component in np.unique(labels[start : start + self.sizes[flaw.dim]]):
+                flaws.setdefault(int(component), flaw)
+        return flaws
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,17 +171,18 @@ class Components:
     sizes: dict[Dim, int]
     labels: Index
     count: int
-    reasons: dict[int, str]
+    reasons: dict[int, Frozen]
+    flaws: dict[int, Flaw]
 
     def of(self, dim: Dim) -> Index:
         """The component label of every position of `dim`."""
         start = self.offset[dim]
         return self.labels[start : start + self.sizes[dim]]
 
-    def freeze(self, dim: Dim, reason: str) -> bool:
+    def freeze(self, dim: Dim, frozen: Frozen) -> bool:
         """Freezes the components of `dim` after the fact; tells whether any was not frozen before."""
         fresh = [int(c) for c in np.unique(self.of(dim)) if int(c) not in self.reasons]
-        self.reasons.update(dict.fromkeys(fresh, reason))
+        self.reasons.update(dict.fromkeys(fresh, frozen))
         return bool(fresh)
 
     def groups(self, names: Mapping[Dim, str], order: Iterable[Dim]) -> tuple[ChannelGroup, ...]:
@@ -159,32 +197,35 @@ class Components:
             np.searchsorted(np.sort(self.labels), np.arange(self.count + 1)),
         )
         built = []
-        for reason, members in bundles:
+        for frozen, flaw, members in bundles:
             slots = self._slots(members, by_component)
             slots.sort(key=lambda s: rank.get(s.dim, len(rank)))
             first = next((names[s.dim] for s in slots if s.dim in names), slots[0].dim.tensor)
-            built.append((rank.get(slots[0].dim, len(rank)), int(slots[0].positions[0]), first, len(members), slots, reason))
+            built.append(
+                (rank.get(slots[0].dim, len(rank)), int(slots[0].positions[0]), first, len(members), slots, frozen, flaw)
+            )
         built.sort(key=lambda b: (b[0], b[1], b[2]))
         taken: dict[str, int] = {}
         groups = []
-        for _, _, name, size, slots, reason in built:
+        for _, _, name, size, slots, frozen, flaw in built:
             taken[name] = taken.get(name, 0) + 1
             unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
-            groups.append(ChannelGroup(unique, size, tuple(slots), reason))
+            reason, remedy = frozen or (None, "")
+            groups.append(ChannelGroup(unique, size, tuple(slots), reason, remedy, flaw))
         return tuple(groups)
 
-    def _bundles(self) -> list[tuple[str | None, Index]]:
-        """(reason, component labels) for every distinct footprint."""
+    def _bundles(self) -> list[tuple[Frozen | None, Flaw | None, Index]]:
+        """(why frozen, why inexact, component labels) for every distinct footprint."""
         lengths = [self.sizes[d] for d in self.dims]
         dim_of = np.repeat(np.arange(len(self.dims)), lengths)
         pairs, counts = np.unique(np.stack([self.labels, dim_of]), axis=1, return_counts=True)
         bounds = np.searchsorted(pairs[0], np.arange(self.count + 1))
         footprint = np.stack([pairs[1], counts], axis=1).astype(np.int64)
-        bundles: dict[tuple[str | None, bytes], list[int]] = {}
+        bundles: dict[tuple[Frozen | None, Flaw | None, bytes], list[int]] = {}
         for c in range(self.count):
-            key = (self.reasons.get(c), footprint[bounds[c] : bounds[c + 1]].tobytes())
+            key = (self.reasons.get(c), self.flaws.get(c), footprint[bounds[c] : bounds[c + 1]].tobytes())
             bundles.setdefault(key, []).append(c)
-        return [(reason, np.array(members, np.int64)) for (reason, _), members in bundles.items()]
+        return [(frozen, flaw, np.array(members, np.int64)) for (frozen, flaw, _), members in bundles.items()]
 
     def _slots(self, members: Index, by_component: tuple[Index, Index]) -> list[Slot]:
         order, bounds = by_component

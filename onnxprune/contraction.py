@@ -40,11 +40,9 @@ class Units:
 
 
 def consumers(groups: Groups) -> list[Layer]:
-    """The layers whose weight sums over channels of at least one group that can be pruned."""
+    """The layers that sum over channels of at least one group that can be pruned."""
     prunable = {g.id for g in groups.prunable}
-    return [
-        layer for layer in groups.layers if layer.w is not None and any(g.id in prunable for g, _ in groups.at.get(layer.x, []))
-    ]
+    return [layer for layer in groups.layers if layer.sums and any(g.id in prunable for g, _ in groups.at.get(layer.x, []))]
 
 
 def units(groups: Groups, layer: Layer) -> list[Units]:
@@ -59,10 +57,12 @@ def units(groups: Groups, layer: Layer) -> list[Units]:
 
 
 def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Contraction]:
-    """The contractions that make up `layer`, given the activation it reads and the value of its weight."""
+    """The contractions that make up `layer`, given what it reads and the value of its weight (or other activation)."""
     x, w = x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)
     if layer.op in CONVOLUTIONS:
         yield from _convolution(groups, layer, x, w)
+    elif layer.other is not None:
+        yield from _products(layer.x.axis, x, layer.other.axis, w)
     elif groups.net.nodes[layer.index].attrs.get("alpha", 1.0):  # a Gemm with alpha 0 makes nothing of what it reads
         assert layer.w is not None
         channels = x.shape[layer.x.axis]
@@ -70,6 +70,17 @@ def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Co
         matrix = np.moveaxis(w, layer.w.axis, -1).reshape(-1, channels)
         rows = np.ascontiguousarray(by_sample.reshape(by_sample.shape[0], channels, -1))  # [samples, I, rows of a sample]
         yield Contraction(rows, np.ascontiguousarray(matrix)[:, :, None], positions=np.arange(channels))
+
+
+def _products(a: int, x: Array, b: int, w: Array) -> Iterator[Contraction]:
+    """x w' for every entry of the batch, in which w is another one each time. a, b: the summed axes."""
+    rows, columns = np.moveaxis(x, a, -1), np.moveaxis(w, b, -1)
+    batch = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+    rows, columns = (np.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (rows, columns))
+    positions = np.arange(rows.shape[-1])
+    for entry in np.ndindex(*batch):
+        left, right = np.ascontiguousarray(rows[entry].T)[None], np.ascontiguousarray(columns[entry])[:, :, None]
+        yield Contraction(left, right, positions=positions)
 
 
 def _convolution(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Contraction]:

@@ -42,19 +42,23 @@ def load(
     freeze: Sequence[str] = (),
     data: Any = None,
     images: ImageOptions | None = None,
+    shape: Sequence[str] = (),
+    approximate: bool = False,
 ) -> Imported:
     """Imports a model: reads it, runs it once, finds its channel groups. Raises ModelError and OptionError.
 
     data, images: sample data as `open_data` takes it, of which one sample sets the sizes that the model leaves open.
+    shape: these sizes, see `runtime.input_shapes`. approximate: see `group`.
     """
     proto = model if isinstance(model, onnx.ModelProto) else graph.load(model)
     path = "" if isinstance(model, onnx.ModelProto) else os.fspath(model)
+    shapes = runtime.input_shapes(proto, shape)
     try:
-        net = runtime.probe(proto, None if data is None else _sample_feeds(proto, data, images))
+        net = runtime.probe(proto, None if data is None or shapes else _sample_feeds(proto, data, images), shapes)
     except ModelError as error:
-        hint = error.hint or "it must run in ONNX Runtime as it is"
+        hint = error.hint or "it must run in ONNX Runtime as it is; --shape sets the sizes of inputs that are left open"
         raise ModelError(f"{path}: {error.message}" if path else error.message, hint=hint) from None
-    groups = freeze_groups(group(net), freeze)
+    groups = freeze_groups(group(net, approximate=approximate), freeze)
     accounting = Accounting(groups, proto.ByteSize())
     external = bool(path) and bool(graph.external_files(path))
     return Imported(path, proto, groups, accounting, accounting.size(accounting.full_widths), external)
@@ -73,7 +77,7 @@ def freeze_groups(groups: Groups, patterns: Sequence[str]) -> Groups:
         names = tensors | {g.id} | {n for t in tensors for n in layers.get(t, ())}
         hit = next((p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
         used.update(p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in names))
-        return replace(g, reason=f"--freeze {hit}") if hit and not g.frozen else g
+        return replace(g, reason=f"--freeze {hit}", remedy="leave it out") if hit and not g.frozen else g
 
     changed = tuple(frozen(g) for g in groups.groups)
     for pattern in patterns:

@@ -103,10 +103,37 @@ def input_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims)
 
 
-def example_feeds(model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0]) -> dict[str, Array]:
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of an input, by its name."""
+
+
+def input_shapes(model: onnx.ModelProto, texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes from NAME=1,3,224,224, or 1,3,224,224 for the only input. OptionError for what does not fit the model."""
+    declared = {v.name: input_shape(v) for v in graph_inputs(model)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, given, sizes = text.rpartition("=")
+        if not given and len(declared) == 1:
+            name = next(iter(declared))
+        if name not in declared:
+            raise OptionError(f"--shape {text} names no input of the model", hint=f"the inputs are {', '.join(declared)}")
+        parts = sizes.replace("x", ",").split(",")
+        if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+            raise OptionError(f"--shape {text} is not a list of sizes", hint=f"for example --shape {name}=1,3,224,224")
+        shape = tuple(int(p) for p in parts)
+        if len(shape) != len(declared[name]) or any(d not in (None, n) for d, n in zip(declared[name], shape, strict=True)):
+            wanted = ",".join("?" if d is None else str(d) for d in declared[name])
+            raise OptionError(f"--shape {text} does not fit input '{name}'", hint=f"the model declares {wanted}")
+        shapes[name] = shape
+    return shapes
+
+
+def example_feeds(
+    model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0], shapes: Shapes | None = None
+) -> dict[str, Array]:
     """Pseudo-random inputs (fixed seed) of the declared shapes; dynamic sizes are guessed.
 
-    A dynamic batch is 1; guess: size of other dynamic axes of four-dimensional inputs, and of all others.
+    A dynamic batch is 1; guess: size of other dynamic axes of four-dimensional inputs, and of all others. shapes: known ones.
     Raises ModelError for inputs that are not tensors.
     """
     rng = np.random.default_rng(0)
@@ -116,7 +143,7 @@ def example_feeds(model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0]) -
             raise ModelError(f"input '{value.name}' is not a tensor", hint="onnxprune handles tensor inputs only")
         declared = input_shape(value)
         size = guess[0] if len(declared) == 4 else guess[1]
-        shape = tuple(d or (1 if i == 0 else size) for i, d in enumerate(declared))
+        shape = (shapes or {}).get(value.name) or tuple(d or (1 if i == 0 else size) for i, d in enumerate(declared))
         dtype = input_dtype(value)
         if dtype.kind == "b":
             feeds[value.name] = np.ones(shape, dtype)
@@ -142,15 +169,15 @@ def fixed_values(net: Network, names: Iterable[str]) -> dict[str, Array]:
     return found
 
 
-def probe(model: onnx.ModelProto, feeds: Feeds | None = None) -> Network:
+def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | None = None) -> Network:
     """Runs the model once and records the shape of every tensor and the value of every small integer tensor.
 
     One run of the real runtime tells what no shape inference does for every graph; only shapes and integers leave it,
-    so it needs no more memory than an inference. feeds: one sample, by default `example_feeds`.
+    so it needs no more memory than an inference. feeds: one sample, by default `example_feeds`, for inputs of these `shapes`.
     Raises ModelError when ONNX Runtime refuses or fails.
     """
     if feeds is None:
-        return _probe_by_guess(model)
+        return _probe_by_guess(model, shapes or {})
     kinds = _tensor_types(model)
     outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
     copy = onnx.ModelProto()
@@ -170,15 +197,16 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None) -> Network:
     return Network(model, shapes, small, dict(feeds))
 
 
-def _probe_by_guess(model: onnx.ModelProto) -> Network:
+def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:
     """Tries sizes for the dynamic axes until the model runs; the error of the first try speaks for all."""
     failure: ModelError | None = None
     for guess in GUESSES:
         try:
-            return probe(model, example_feeds(model, guess))
+            return probe(model, example_feeds(model, guess, shapes))
         except ModelError as error:
             failure = failure or error
-            static = all(d is not None for v in graph_inputs(model) for d in input_shape(v)[1:])
+            open_ones = [v for v in graph_inputs(model) if v.name not in shapes]
+            static = all(d is not None for v in open_ones for d in input_shape(v)[1:])
             if static:
                 break
     assert failure is not None

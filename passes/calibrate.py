@@ -47,8 +47,8 @@ def calibrate(
     layers = consumers(groups)
     if not layers:
         return _finish(groups, criterion, [], len(chosen), (samples.digest(chosen),))
-    weights = runtime.fixed_values(groups.net, [layer.weight for layer in layers])
-    reads = list(dict.fromkeys(layer.x.tensor for layer in layers))
+    weights = runtime.fixed_values(groups.net, [layer.weight for layer in layers if layer.other is None])
+    reads = list(dict.fromkeys(d.tensor for layer in layers for d in (layer.x, layer.other) if d is not None))
     constant = {name: weights[name] for name in reads if name in weights}
     session = runtime.session(runtime.with_outputs(groups.net.model, reads), providers=providers)
     total: Saliency | None = None
@@ -58,7 +58,8 @@ def calibrate(
         found: list[LayerScore] = []
         for layer in layers:
             known = {s.group: s.values for s in total.layers if s.layer == layer.name} if total else None
-            found.extend(criterion.observe(groups, layer, values[layer.x.tensor], weights[layer.weight], known))
+            w = weights[layer.weight] if layer.other is None else values[layer.other.tensor]
+            found.extend(criterion.observe(groups, layer, values[layer.x.tensor], w, known))
         shard = _finish(groups, criterion, found, count, ())
         total = shard if total is None else total.merged(shard)
         if progress:
@@ -85,10 +86,10 @@ def _runs(
 def _stack(groups: Groups, layers: Sequence[Layer], reads: Sequence[str]) -> int:
     """How many runs of a model that prescribes a small batch are scored together: scoring one by one is all overhead.
 
-    Axis 0 only ever counts samples or rows of a linear map, unless a layer sums over it.
+    Axis 0 only ever counts samples or rows of a linear map, unless a layer sums over it or multiplies two activations.
     """
     fixed = fixed_batch(groups)
-    if fixed is None or any(layer.x.axis == 0 for layer in layers):
+    if fixed is None or any(layer.x.axis == 0 or layer.other is not None for layer in layers):
         return 1
     per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in reads)
     return max(1, min(MAX_BATCH // fixed, MEMORY // max(1, per_run)))

@@ -5,33 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 
-from onnxprune.channels import Components, Coupling, Dim, Freeze, Tie
+from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups
-from onnxprune.rules import STANDARD, Consumer, Fresh, Layer, MustEqual, Reads, RuleTable, View, Ways
+from onnxprune.rules import (
+    STANDARD,
+    Approximate,
+    Consumer,
+    Contracts,
+    Fact,
+    Fresh,
+    Layer,
+    MustEqual,
+    Reads,
+    Rounds,
+    RuleTable,
+    View,
+    Ways,
+)
+from onnxprune.silence import Silencers, silenceable
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
 SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
 TRIALS = 8
-# Operators that make zero slices of the zero slices of all their operands.
-KEEP_ZEROS = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+INTERFACE = "nothing: the model's inputs and outputs stay as they are"
 
 
-def group(net: Network, rules: RuleTable = STANDARD) -> Groups:
+def group(net: Network, rules: RuleTable = STANDARD, *, approximate: bool = False) -> Groups:
     """Channel groups of a network; whatever no rule explains is frozen, with the reason.
 
     Linear in the size of the graph. The rules run in topological order, so that each knows which axes channels reach. Where
     a node could follow the channels along one of several axes, and the first choice ends frozen, the next one is tried.
+    approximate: cut also where what remains then comes out differently (layer normalisation); such groups have a flaw.
     """
     symbols = Symbols(net)
-    first = _Analysis(net, rules, symbols, {})
+    first = _Analysis(net, rules, symbols, {}, approximate)
     best = first.run()
     if stuck := first.stuck():
-        other = _Analysis(net, rules, symbols, dict.fromkeys(stuck, 1)).run()
+        other = _Analysis(net, rules, symbols, dict.fromkeys(stuck, 1), approximate).run()
         if _reach(other) > _reach(best):
             return other
     return best
@@ -45,8 +59,10 @@ def _reach(groups: Groups) -> int:
 
 
 class _Analysis:
-    def __init__(self, net: Network, rules: RuleTable, symbols: Symbols, ways: Mapping[int, int]) -> None:
-        self.net, self.rules = net, rules
+    def __init__(
+        self, net: Network, rules: RuleTable, symbols: Symbols, ways: Mapping[int, int], approximate: bool = False
+    ) -> None:
+        self.net, self.rules, self.approximate = net, rules, approximate
         self.symbols = symbols
         self.ways = ways
         self.forks: dict[int, list[Tie]] = {}
@@ -57,7 +73,9 @@ class _Analysis:
         self.roles: dict[Dim, str] = {}
         self.musts: list[MustEqual] = []
         self.layers: list[Layer] = []
-        self.node_ties: list[tuple[int, list[Tie]]] = []
+        self.node_ties: dict[int, list[Tie]] = {}
+        self.silencers = Silencers(net, self.node_ties)
+        self.silencing: set[Dim] = set()
 
     def run(self) -> Groups:
         for index in self.net.order:
@@ -91,20 +109,12 @@ class _Analysis:
             self.layers.extend(rule.layers(view))
         self.live.update(f.dim for f in facts if isinstance(f, Fresh))
         ties = [f for f in facts if isinstance(f, Tie)]
-        mentioned = {d for t in ties for d in (t.a, t.b)} | {f.dim for f in facts if isinstance(f, Freeze | Reads)}
+        mentioned = {d for t in ties for d in (t.a, t.b)}
+        mentioned |= {f.dim for f in facts if isinstance(f, Freeze | Reads | Approximate | Rounds)}
         self._spread(view, ties)
-        freezes = [f for f in facts if isinstance(f, Freeze)]
-        freezes += [
-            Freeze(f.dim, f"{view} has a weight that no constant silences: it is computed, and not by moving or scaling one")
-            for f in facts
-            if isinstance(f, Consumer) and not silenceable(self.net, f.dim.tensor)
-        ]
-        for freeze in freezes:
-            if self.is_live(freeze.dim):
-                self._freeze(freeze)
-        self.roles.update({f.dim: "consumer" for f in facts if isinstance(f, Consumer)})
-        self.musts.extend(f for f in facts if isinstance(f, MustEqual))
-        self.node_ties.append((index, ties))
+        self.node_ties[index] = ties
+        for fact in facts:
+            self._note(view, fact)
         if any(isinstance(f, Ways) and f.count > 1 for f in facts):
             self.forks[index] = ties
         why = (
@@ -116,6 +126,43 @@ class _Analysis:
         for name in node.output:
             self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")
         self._freeze_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
+
+    def _note(self, view: View, fact: Fact) -> None:
+        """Records one fact other than a tie; which axes are live is known by now."""
+        if isinstance(fact, Freeze):
+            self._freeze(fact)
+        elif isinstance(fact, MustEqual):
+            self.musts.append(fact)
+        elif isinstance(fact, Consumer):
+            self.roles[fact.dim] = "consumer"
+            if not silenceable(self.net, fact.dim.tensor):
+                why = "has a weight that no constant silences: it is computed, and not by moving or scaling one"
+                self._freeze(Freeze(fact.dim, f"{view} {why}", remedy="fold the computation of the weight (onnxsim does)"))
+        elif isinstance(fact, Contracts):
+            self._silence(view, fact)
+        elif isinstance(fact, Approximate):
+            if self.approximate:
+                self._flaw(Flaw(fact.dim, fact.reason))
+            else:
+                self._freeze(Freeze(fact.dim, fact.reason, remedy="--allow-approximate"))
+        elif isinstance(fact, Rounds):
+            self._flaw(Flaw(fact.dim, fact.reason, rounding=True))
+
+    def _silence(self, view: View, fact: Contracts) -> None:
+        """Finds the constants that silence one of the activations that are multiplied."""
+        for dim in fact.dims:
+            found = self.silencers.of(dim) if self.is_live(dim) else None
+            if found:
+                self.silencing.update(found)
+                return
+        why = f"{view} sums products of activations over it, and none of them can be silenced where it is made"
+        for dim in fact.dims:
+            self._freeze(Freeze(dim, why))
+
+    def _flaw(self, flaw: Flaw) -> None:
+        if self.is_live(flaw.dim):
+            self.coupling.register(flaw.dim, self.net.shapes[flaw.dim.tensor][flaw.dim.axis])
+            self.coupling.flaws.append(flaw)
 
     def _has_shapes(self, view: View) -> bool:
         names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
@@ -148,6 +195,8 @@ class _Analysis:
                 self.coupling.freezes.append(Freeze(dim, why, positions))
 
     def _freeze(self, freeze: Freeze) -> None:
+        if not self.is_live(freeze.dim):
+            return
         self.coupling.register(freeze.dim, self.net.shapes[freeze.dim.tensor][freeze.dim.axis])
         self.coupling.freezes.append(freeze)
 
@@ -178,7 +227,7 @@ class _Analysis:
     def freeze_outputs(self) -> None:
         for name in self.net.outputs:
             for axis in range(len(self.net.shapes.get(name, ()))):
-                self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'"))
+                self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'", remedy=INTERFACE))
             for entry in self.symbols.entries.get(name, []):
                 self.unmentioned.extend(Freeze(d, f"graph output '{name}' is its size") for d in sizes(entry))
         # Only axes that some rule has coupled: the others cannot be cut anyhow.
@@ -208,7 +257,8 @@ class _Analysis:
             if evaluate(must.entry, size) != size(must.dim):
                 for dim in (must.dim, *sizes(must.entry)):
                     if dim in components.offset:
-                        changed |= components.freeze(dim, f"the size of {must.dim} is computed in a way that a cut would break")
+                        why = f"the size of {must.dim} is computed in a way that a cut would break"
+                        changed |= components.freeze(dim, Frozen(why, "export with fixed sizes, or fold the shape arithmetic"))
         return changed
 
     def finish(self, components: Components) -> Groups:
@@ -218,6 +268,9 @@ class _Analysis:
         order = list(self.coupling.sizes)
         names = {layer.out: layer.name for layer in reversed(self.layers)}
         groups = components.groups(names, order)
+        for dim in self.silencing:
+            if self.roles.get(dim) != "consumer":
+                self.roles[dim] = "silencer"
         roles = {d: self.roles.get(d, "scale") for d in order if d.tensor in self.net.initializers}
         return Groups(self.net, groups, tuple(self.layers), roles)
 
@@ -231,7 +284,7 @@ class _Analysis:
 
     def _roles_through_constants(self) -> None:
         """A weight behind Transpose or Identity has the role of what comes out at the far end."""
-        for index, ties in reversed(self.node_ties):
+        for index, ties in reversed(self.node_ties.items()):
             node = self.net.model.graph.node[index]
             if node.output and node.output[0] in self.net.fixed:
                 outputs = set(node.output)
@@ -239,26 +292,3 @@ class _Analysis:
                     for inner, outer in ((t.a, t.b), (t.b, t.a)):
                         if outer.tensor in outputs and inner.tensor not in outputs and outer in self.roles:
                             self.roles[inner] = self.roles[outer]
-
-
-def silenceable(net: Network, tensor: str) -> bool:
-    """Whether zeroing slices of the constants that `tensor` is made of zeroes slices of `tensor`."""
-    if tensor in net.initializers:
-        return True
-    if tensor not in net.producer:
-        return False
-    maker = net.model.graph.node[net.producer[tensor]]
-    return (maker.op_type in KEEP_ZEROS or _symmetric(net, maker)) and all(silenceable(net, x) for x in _values(maker))
-
-
-def _symmetric(net: Network, node: onnx.NodeProto) -> bool:
-    """A DequantizeLinear without a zero point, or with zeros for it, turns 0 into 0."""
-    if node.op_type != "DequantizeLinear":
-        return False
-    point = net.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    return len(node.input) < 3 or not node.input[2] or (point is not None and not np.any(point))
-
-
-def _values(node: onnx.NodeProto) -> list[str]:
-    """The inputs of a data movement or a product that are data, not indices or shapes."""
-    return list(node.input) if node.op_type in ("Concat", "Mul") else list(node.input[:1])

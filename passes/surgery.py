@@ -48,12 +48,13 @@ def surgery(groups: Groups, plan: Plan, rules: RuleTable = STANDARD) -> onnx.Mod
 def mask(groups: Groups, plan: Plan) -> onnx.ModelProto:
     """The original model with the removed slices of every consumer set to zero (and the kept ones rescaled).
 
-    It computes what the pruned model must compute: the oracle that every cut is held against.
+    Where two activations are multiplied, the slices of what makes one of them. This computes what the pruned model must
+    compute: the oracle that every cut is held against.
     """
     check(groups, plan)
     zeroings: dict[Dim, Transform] = {}
     for dim, positions in groups.removed({name: k.indices for name, k in plan.groups.items()}).items():
-        if groups.roles.get(dim) == "consumer":
+        if groups.roles.get(dim) in ("consumer", "silencer"):
             zeroings[dim] = partial(_zero, positions)
     editor = Editor(groups.net)
     editor.constants(_chain(_scalings(groups, plan), zeroings))
@@ -82,8 +83,12 @@ def reweightable(groups: Groups, group: ChannelGroup) -> bool:
     """Whether every consumer of the group can be rescaled without touching anything else.
 
     A consumer's weight must be a floating-point constant, read by that consumer alone (data movement in between is fine).
+    A product of two activations has none.
     """
     consumers = {layer.w for layer in groups.layers}
+    products = {layer.other for layer in groups.layers}
+    if any(slot.dim in products for slot in group.slots):
+        return False
     for slot in group.slots:
         if slot.dim in consumers and not _alone(groups, slot.dim.tensor):
             return False

@@ -16,7 +16,7 @@ LAYERS = [
     {"channels", "theory"},
     {"graph", "plan"},
     {"runtime", "symbolic", "data"},
-    {"rules", "edit"},
+    {"rules", "edit", "silence"},
     {"groups"},
     {"contraction", "saliency", "budget"},
     {"criteria", "selection"},

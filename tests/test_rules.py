@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.channels import Tie
+from onnxprune.channels import Dim, Tie
 from onnxprune.groups import Groups
 from onnxprune.passes.group import group
 from onnxprune.passes.surgery import surgery
@@ -316,17 +316,31 @@ def test_a_bias_before_or_behind_a_matmul_follows() -> None:
     holds(g)
 
 
-def test_matmul_of_two_activations_freezes_what_it_sums_over_only() -> None:
+def products(*between: tuple[Any, ...], last: str = "a") -> Groups:
+    """The Gram matrix of the channels of `a`, after the nodes `between`, applied to those of `c`."""
     nodes = [
-        *FLAT,
+        *between,
+        ("Reshape", f"{last} sf", "f"),
         ("Reshape", "c sf", "v"),
         ("Transpose", "f", "t", {"perm": [0, 2, 1]}),
         ("MatMul", "t f", "s"),  # sums over the channels of a
         ("MatMul", "v s", "b"),  # hands on those of c
         ("MatMul", "wl b", "y"),
     ]
-    g = build([("Conv", "x wc", "c"), *nodes], {"sf": ints(1, 8, 36), "wc": w(8, 3, 1, 1), "wl": w(2, 8)})
-    assert why(g, "a") == "MatMul 's' multiplies two activations: no weight to zero along the summed axis"
+    return build([("Conv", "x wc", "c"), *nodes], {"sf": ints(1, 8, 36), "wc": w(8, 3, 1, 1), "wl": w(2, 8)})
+
+
+def test_a_product_of_activations_is_masked_where_one_of_them_is_made() -> None:
+    for g in (products(), products(("Tanh", "a", "r"), last="r")):
+        assert prunable(g, "a") == prunable(g, "c") == 8
+        assert next(r for d, r in g.roles.items() if d == Dim("wa", 0)) == "silencer"
+        assert all(x.exact for x in g.groups)
+        holds(g)
+
+
+def test_a_product_of_activations_that_nothing_silences_freezes_what_it_sums_over_only() -> None:
+    g = products(("Sigmoid", "a", "r"), last="r")  # makes one half of zero
+    assert why(g, "a") == "MatMul 's' sums products of activations over it, and none of them can be silenced where it is made"
     assert prunable(g, "c") == 8
     holds(g)
 

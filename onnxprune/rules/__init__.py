@@ -2,7 +2,9 @@
 
 from onnxprune.rules import contrib, conv, elementwise, linear, movement, norm, quantized, recurrent, reshape
 from onnxprune.rules.base import (
+    Approximate,
     Consumer,
+    Contracts,
     Edit,
     Fact,
     Fresh,
@@ -10,6 +12,7 @@ from onnxprune.rules.base import (
     MustEqual,
     Reads,
     Resize,
+    Rounds,
     Rule,
     RuleTable,
     SetAttr,
@@ -30,7 +33,9 @@ STANDARD: RuleTable = {
 
 __all__ = [
     "STANDARD",
+    "Approximate",
     "Consumer",
+    "Contracts",
     "Edit",
     "Fact",
     "Fresh",
@@ -38,6 +43,7 @@ __all__ = [
     "MustEqual",
     "Reads",
     "Resize",
+    "Rounds",
     "Rule",
     "RuleTable",
     "SetAttr",

@@ -44,13 +44,42 @@ class MustEqual:
 
 
 @dataclass(frozen=True)
+class Contracts:
+    """The node sums products of activations over these axes, in step: zeroing a slice of any one masks a channel.
+
+    No weight stands there to be zeroed, so one of the activations must be silenced where it is made, see `silence`.
+    """
+
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """The node reckons with all positions of this axis (a mean, a norm), so what it makes of the others changes with a cut.
+
+    Frozen unless the user allows approximation; then the groups are flagged as inexact.
+    """
+
+    dim: Dim
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Removed positions still count for the range of an 8-bit activation: a cut and a mask round differently."""
+
+    dim: Dim
+    reason: str
+
+
+@dataclass(frozen=True)
 class Ways:
     """The node can follow the channels in `count` ways, of which it took number `View.way`."""
 
     count: int
 
 
-Fact: TypeAlias = Tie | Freeze | Consumer | Reads | Fresh | MustEqual | Ways
+Fact: TypeAlias = Tie | Freeze | Consumer | Contracts | Approximate | Rounds | Reads | Fresh | MustEqual | Ways
 
 
 @dataclass(frozen=True)
@@ -58,7 +87,8 @@ class Layer:
     """A linear operator: what it reads, what it makes and what it costs.
 
     x, out: channel axis of the activations in and out. w: the weight's axis that is summed over; None where the channels
-    pass through one by one (depthwise). MACs = `factor` times the product of the sizes of `macs_dims`.
+    pass through one by one (depthwise). other: where two activations are multiplied, the summed axis of the second.
+    MACs = `factor` times the product of the sizes of `macs_dims`.
     """
 
     index: int
@@ -70,6 +100,12 @@ class Layer:
     factor: int
     macs_dims: tuple[Dim, ...]
     weight: str
+    other: Dim | None = None
+
+    @property
+    def sums(self) -> bool:
+        """Whether the layer sums over its channels, and so has a say in how much each matters."""
+        return self.w is not None or self.other is not None
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.channels import Dim, Freeze, Tie
-from onnxprune.rules.base import Consumer, Fact, Layer, Rule, View
+from onnxprune.rules.base import Consumer, Contracts, Fact, Layer, Rule, View
 
 
 def _contraction(view: View, a: Dim, b: Dim) -> Iterator[Fact]:
     """Sums over `a` of input 0 and `b` of input 1."""
     yield Tie(a, b)
-    if view.fixed(0) == view.fixed(1):
-        reason = "multiplies two activations" if not view.fixed(0) else "multiplies two constants"
-        yield Freeze(a, f"{view} {reason}: no weight to zero along the summed axis")
-        yield Freeze(b, f"{view} {reason}: no weight to zero along the summed axis")
-    else:
+    if view.fixed(0) and view.fixed(1):
+        why = f"{view} multiplies two constants: no weight to zero along the summed axis"
+        yield Freeze(a, why, remedy="fold constants (onnxsim does)")
+    elif view.fixed(0) or view.fixed(1):
         yield Consumer(a if view.fixed(0) else b)
+    else:
+        yield Contracts((a, b))
 
 
 def _gemm_axes(view: View) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -48,7 +49,14 @@ def gemm_layers(view: View) -> list[Layer]:
     x, w = (view.x(1, b_sum), view.x(0, a_sum)) if a_is_weight else (view.x(0, a_sum), view.x(1, b_sum))
     weight = view.name(0) if a_is_weight else view.name(1) if view.fixed(1) else ""
     out = view.y(0) if a_is_weight else view.y(1)
-    return [Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, (w, view.y(0), view.y(1)), weight)]
+    dims = (w, view.y(0), view.y(1))
+    return [_layer(view, x, w, out, dims, weight)]
+
+
+def _layer(view: View, x: Dim, w: Dim, out: Dim, dims: tuple[Dim, ...], weight: str) -> Layer:
+    """A product with a weight, or of two activations."""
+    other = None if weight or view.fixed(0) else w
+    return Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, dims, weight, other)
 
 
 def matmul_ties(view: View) -> Iterator[Fact]:
@@ -76,7 +84,7 @@ def matmul_layers(view: View) -> list[Layer]:
     out = view.y(-2) if a_is_weight else view.y(-1)
     weight = view.name(0) if a_is_weight else view.name(1) if view.fixed(1) else ""
     dims = (w, *(view.y(axis) for axis in range(len(y))))
-    return [Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, dims, weight)]
+    return [_layer(view, x, w, out, dims, weight)]
 
 
 RULES = {
