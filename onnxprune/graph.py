@@ -29,6 +29,8 @@ from onnxprune.errors import ModelError, OutputError
 Array = np.ndarray[Any, Any]
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # its warnings would go to the user's standard output
+# Operators that make as many elements as the data have them do.
+DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Range", "Unique"}
 EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 
 
@@ -181,13 +183,26 @@ class Network:
     """A model together with what one run of it told: the shape of every tensor, the value of every small integer one.
 
     shapes: concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors.
-    feeds: the inputs of that run.
+    feeds: the inputs of that run. others: the shapes of a second run, on inputs of other sizes; None if there was none.
     """
 
     model: onnx.ModelProto
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, Array]
     feeds: Mapping[str, Array] = field(default_factory=dict)
+    others: Mapping[str, tuple[int, ...]] | None = None
+
+    @cached_property
+    def static(self) -> bool:
+        """Whether every tensor has the same shape in every run."""
+        open_sizes = any(d.dim_value <= 0 for v in self.inputs for d in v.type.tensor_type.shape.dim)
+        return not open_sizes and not any(n.op_type in DATA_DEPENDENT or _has_body(n) for n in self.model.graph.node)
+
+    def steady(self, tensor: str, axis: int) -> bool:
+        """Whether an axis has the same size in every run, as far as a second run tells; False where it is not known."""
+        if self.static or tensor in self.initializers:
+            return True
+        return self.others is not None and self.others.get(tensor, ())[axis : axis + 1] == (self.shapes[tensor][axis],)
 
     @cached_property
     def graph(self) -> gs.Graph:
@@ -304,6 +319,10 @@ def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs that a caller must feed: those without an initializer behind them."""
     constants = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
     return [i for i in model.graph.input if i.name not in constants]
+
+
+def _has_body(node: onnx.NodeProto) -> bool:
+    return any(a.HasField("g") or a.graphs for a in node.attribute)
 
 
 def _captured(node: onnx.NodeProto) -> list[str]:

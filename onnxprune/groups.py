@@ -16,17 +16,32 @@ Kept = Mapping[str, Index]
 """For each group (by id) the sorted channel numbers that stay; groups that are not named stay whole."""
 
 
+@dataclass(frozen=True)
+class Pin:
+    """Node `index` reads, at `position`, a number that is made of the sizes of `dims`: after a cut it must stay what it was.
+
+    For example the square root of the head dimension, computed from a shape.
+    """
+
+    index: int
+    position: int
+    dims: tuple[Dim, ...]
+    value: Array
+
+
 @dataclass(frozen=True, eq=False)
 class Groups:
     """Channel groups, layers and roles of a network.
 
-    roles: "producer", "consumer" or "scale" for every coupled axis of a constant tensor.
+    roles: "producer", "consumer", "silencer" (a producer that stands in for a consumer where activations are multiplied) or
+    "scale" for every coupled axis of a constant tensor. pins: numbers to hold on to.
     """
 
     net: Network
     groups: tuple[ChannelGroup, ...]
     layers: tuple[Layer, ...]
     roles: Mapping[Dim, str]
+    pins: tuple[Pin, ...] = ()
 
     @cached_property
     def by_id(self) -> dict[str, ChannelGroup]:

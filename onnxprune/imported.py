@@ -15,8 +15,9 @@ from onnxprune import graph, runtime
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.graph import Network
 from onnxprune.groups import Accounting, Groups, Size
-from onnxprune.passes.group import group
+from onnxprune.passes.group import UNSTEADY, group
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +59,19 @@ def load(
     except ModelError as error:
         hint = error.hint or "it must run in ONNX Runtime as it is; --shape sets the sizes of inputs that are left open"
         raise ModelError(f"{path}: {error.message}" if path else error.message, hint=hint) from None
-    groups = freeze_groups(group(net, approximate=approximate), freeze)
+    groups = freeze_groups(_analysed(net, approximate), freeze)
     accounting = Accounting(groups, proto.ByteSize())
     external = bool(path) and bool(graph.external_files(path))
     return Imported(path, proto, groups, accounting, accounting.size(accounting.full_widths), external)
+
+
+def _analysed(net: Network, approximate: bool) -> Groups:
+    """The groups; where sizes that a model leaves open stood in the way, a second run tells what depends on them."""
+    groups = group(net, approximate=approximate)
+    if not net.static and any(g.remedy == UNSTEADY for g in groups.groups):
+        again = runtime.probe_again(net)
+        return groups if again is net else group(again, approximate=approximate)
+    return groups
 
 
 def freeze_groups(groups: Groups, patterns: Sequence[str]) -> Groups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,14 +130,14 @@ def input_shapes(model: onnx.ModelProto, texts: Iterable[str]) -> dict[str, tupl
 
 
 def example_feeds(
-    model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0], shapes: Shapes | None = None
+    model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0], shapes: Shapes | None = None, seed: int = 0
 ) -> dict[str, Array]:
-    """Pseudo-random inputs (fixed seed) of the declared shapes; dynamic sizes are guessed.
+    """Pseudo-random inputs (the same for the same seed) of the declared shapes; dynamic sizes are guessed.
 
     A dynamic batch is 1; guess: size of other dynamic axes of four-dimensional inputs, and of all others. shapes: known ones.
     Raises ModelError for inputs that are not tensors.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for value in graph_inputs(model):
         if not value.type.HasField("tensor_type"):
@@ -195,6 +196,29 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | N
     shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
     small = {o: r for o, r in zip(values, results[len(outer) :], strict=True) if r.size <= _SMALL}
     return Network(model, shapes, small, dict(feeds))
+
+
+def probe_again(net: Network) -> Network:
+    """The same network, with the shapes that a run on inputs of other sizes gives; unchanged if no other sizes run.
+
+    What has one size in both runs does not depend on the sizes that the model leaves open.
+    """
+    for guess in GUESSES:
+        shapes = {}
+        for value in graph_inputs(net.model):
+            first = net.feeds[value.name].shape
+            other = guess[0] if len(first) == 4 else guess[1]
+            sizes = [d or (n + 1 if i == 0 or n == other else other) for i, (d, n) in enumerate(_declared(value, first))]
+            shapes[value.name] = tuple(sizes)
+        try:
+            return replace(net, others=probe(net.model, example_feeds(net.model, shapes=shapes, seed=1)).shapes)
+        except ModelError:
+            continue
+    return net
+
+
+def _declared(value: onnx.ValueInfoProto, first: tuple[int, ...]) -> Iterable[tuple[int | None, int]]:
+    return zip(input_shape(value), first, strict=True)
 
 
 def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:

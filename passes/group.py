@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
 from onnxprune.graph import Array, Network
-from onnxprune.groups import Groups
+from onnxprune.groups import Groups, Pin
 from onnxprune.rules import (
     STANDARD,
     Approximate,
@@ -31,6 +31,7 @@ from onnxprune.symbolic import Symbols, evaluate, sizes
 # a number.
 SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
 TRIALS = 8
+UNSTEADY = "fixed input sizes (--shape, or export with them)"
 INTERFACE = "nothing: the model's inputs and outputs stay as they are"
 
 
@@ -76,6 +77,7 @@ class _Analysis:
         self.node_ties: dict[int, list[Tie]] = {}
         self.silencers = Silencers(net, self.node_ties)
         self.silencing: set[Dim] = set()
+        self.pins: list[Pin] = []
 
     def run(self) -> Groups:
         for index in self.net.order:
@@ -125,7 +127,7 @@ class _Analysis:
         self._freeze_unmentioned(view, mentioned, why)
         for name in node.output:
             self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")
-        self._freeze_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
+        self._pin_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
 
     def _note(self, view: View, fact: Fact) -> None:
         """Records one fact other than a tie; which axes are live is known by now."""
@@ -212,19 +214,47 @@ class _Analysis:
                 if captured or not any(d in mentioned for d in dims):
                     self.unmentioned.extend(Freeze(d, reason) for d in dims)
 
-    def _freeze_numbers(self, view: View, looked_after: int | None) -> None:
-        """A size that is used as a number (a scale, a divisor) would change with a cut: such axes are frozen."""
+    def _pin_numbers(self, view: View, looked_after: int | None) -> None:
+        """A size that is used as a number (a scale, a divisor) would change with a cut: it becomes a constant then."""
         if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
             return
-        read = [t.name for position, t in enumerate(view.node.inputs) if position != looked_after]
-        for name in [*read, *self.net.captured[view.index]]:
-            if name not in self.net.initializers:
-                for entry in self.symbols.entries.get(name, []):
-                    self.unmentioned.extend(Freeze(d, f"{view} computes with its size") for d in sizes(entry))
+        for position, tensor in enumerate(view.node.inputs):
+            if position != looked_after and (dims := self._sizes_in(tensor.name)):
+                self.pins.append(Pin(view.index, position, dims, self._number(tensor.name)))
+        for name in self.net.captured[view.index]:
+            why = f"a subgraph of {view} computes with its size"
+            self.unmentioned.extend(Freeze(d, why) for d in self._sizes_in(name))
+
+    def _sizes_in(self, name: str) -> tuple[Dim, ...]:
+        """The axes whose sizes an integer tensor is made of."""
+        if name in self.net.initializers:
+            return ()
+        return tuple(dict.fromkeys(d for entry in self.symbols.entries.get(name, []) for d in sizes(entry)))
+
+    def _number(self, name: str) -> Array:
+        value = self.net.array(name)
+        if value is None:
+            numbers = [evaluate(e, lambda d: self.net.shapes[d.tensor][d.axis]) for e in self.symbols.entries[name]]
+            value = np.array(numbers, np.int64).reshape(self.net.shapes[name])
+        return value
+
+    def _freeze_unsteady(self) -> None:
+        """What depends on more than the number of channels cannot become a constant: its axes are frozen."""
+        steady = []
+        for pin in self.pins:
+            if any(d in self.coupling.sizes for d in pin.dims):
+                if all(self.net.steady(d.tensor, d.axis) for d in pin.dims):
+                    steady.append(pin)
+                    continue
+                node = View(self.net, self.symbols, pin.index, self.is_live)
+                why = f"{node} computes with its size"
+                self.unmentioned.extend(Freeze(d, why, remedy=UNSTEADY) for d in pin.dims)
+        self.pins = steady
 
     # ------------------------------------------------------------------------------------------ whole graph
 
     def freeze_outputs(self) -> None:
+        self._freeze_unsteady()
         for name in self.net.outputs:
             for axis in range(len(self.net.shapes.get(name, ()))):
                 self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'", remedy=INTERFACE))
@@ -272,7 +302,7 @@ class _Analysis:
             if self.roles.get(dim) != "consumer":
                 self.roles[dim] = "silencer"
         roles = {d: self.roles.get(d, "scale") for d in order if d.tensor in self.net.initializers}
-        return Groups(self.net, groups, tuple(self.layers), roles)
+        return Groups(self.net, groups, tuple(self.layers), roles, tuple(self.pins))
 
     def _mark_producer(self, layer: Layer) -> None:
         node = self.net.nodes[layer.index]

@@ -14,7 +14,7 @@ from onnxprune.errors import PlanError
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.plan import Plan
-from onnxprune.rules import STANDARD, Resize, RuleTable, View
+from onnxprune.rules import STANDARD, Resize, RuleTable, SetInput, View
 from onnxprune.symbolic import Symbols
 
 
@@ -41,6 +41,9 @@ def surgery(groups: Groups, plan: Plan, rules: RuleTable = STANDARD) -> onnx.Mod
             if rule is not None and rule.fixup is not None:
                 for edit in rule.fixup(View(net, symbols, index, lambda _: True), resize):
                     editor.node(index, edit)
+    for pin in groups.pins:
+        if any(dim in removed for dim in pin.dims):
+            editor.node(pin.index, SetInput(pin.position, pin.value))
     editor.declare(touched)
     return editor.model
 
