@@ -295,13 +295,12 @@ class _Analysis:
         for layer in self.layers:
             self._mark_producer(layer)
         self._roles_through_constants()
-        order = list(self.coupling.sizes)
         names = {layer.out: layer.name for layer in reversed(self.layers)}
-        groups = components.groups(names, order)
+        groups = components.groups(names)
         for dim in self.silencing:
             if self.roles.get(dim) != "consumer":
                 self.roles[dim] = "silencer"
-        roles = {d: self.roles.get(d, "scale") for d in order if d.tensor in self.net.initializers}
+        roles = {d: self.roles.get(d, "scale") for d in components.dims if d.tensor in self.net.initializers}
         return Groups(self.net, groups, tuple(self.layers), roles, tuple(self.pins))
 
     def _mark_producer(self, layer: Layer) -> None:
