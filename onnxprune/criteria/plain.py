@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from onnxprune.channels import ChannelGroup, Slot
+from onnxprune.channels import ChannelGroup, Dim, Slot
 from onnxprune.contraction import units
-from onnxprune.graph import Array
+from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
@@ -34,12 +34,16 @@ class _WeightCriterion:
         return []
 
     def inspect(self, groups: Groups) -> list[LayerScore]:
-        return [LayerScore("", g.id, self.score(groups, g)) for g in groups.prunable]
+        makers = _makers(groups)
+        return [
+            LayerScore("", g.id, self.score(groups.net, g, [s for s in g.slots if s.dim in makers])) for g in groups.prunable
+        ]
 
-    def score(self, groups: Groups, group: ChannelGroup) -> Array:
+    def score(self, net: Network, group: ChannelGroup, made: Sequence[Slot]) -> Array:
+        """One number per channel. made: where the weights lie that make the channels."""
         total = np.zeros(group.size)
-        for slot in group.slots:
-            filters = _filters(groups, group, slot)
+        for slot in made:
+            filters = _filters(net, group, slot)
             if filters is not None:
                 total += self.filters(filters)
         return total
@@ -49,16 +53,19 @@ class _WeightCriterion:
         raise NotImplementedError
 
 
-def _filters(groups: Groups, group: ChannelGroup, slot: Slot) -> Array | None:
-    """The weights that make each channel, [channels, n], where `slot` is an axis of a producer's weight matrix."""
+def _makers(groups: Groups) -> set[Dim]:
+    """The axes of constants along which lie the weights that make the channels; biases have but one number for each."""
     nodes = [(groups.net.nodes[layer.index], layer.weight) for layer in groups.layers]
     biases = {t.name for node, weight in nodes for t in node.inputs if t.name != weight}
-    if groups.roles.get(slot.dim) != "producer" or slot.dim.tensor in biases:
-        return None
-    value = groups.net.array(slot.dim.tensor)
+    return {d for d, role in groups.roles.items() if role == "producer" and d.tensor not in biases}
+
+
+def _filters(net: Network, group: ChannelGroup, slot: Slot) -> Array | None:
+    """The weights that make each channel, [channels, n], where `slot` is an axis of a producer's weight matrix."""
+    value = net.array(slot.dim.tensor)
     if value is None or value.dtype.kind not in "fi":
         return None
-    rows = np.moveaxis(value.astype(np.float64), slot.dim.axis, 0)[slot.positions].reshape(len(slot.positions), -1)
+    rows = np.moveaxis(value, slot.dim.axis, 0)[slot.positions].astype(np.float64).reshape(len(slot.positions), -1)
     order = np.argsort(slot.channels, kind="stable")
     return rows[order].reshape(group.size, -1)
 
@@ -120,7 +127,7 @@ class Random(_WeightCriterion):
     def options(self) -> Mapping[str, Any]:
         return {"seed": self._seed}
 
-    def score(self, groups: Groups, group: ChannelGroup) -> Array:
+    def score(self, net: Network, group: ChannelGroup, made: Sequence[Slot]) -> Array:
         rng = np.random.default_rng([self._seed, zlib.crc32(group.id.encode())])
         return rng.random(group.size)
 
