@@ -48,11 +48,10 @@ def consumers(groups: Groups) -> list[Layer]:
 def units(groups: Groups, layer: Layer) -> list[Units]:
     """The prunable channels that `layer` sums over, by group."""
     found = []
-    for group, per in groups.at.get(layer.x, []):
+    for group, slot in groups.at.get(layer.x, []):
         if not group.frozen:
-            slot = next(s for s in group.slots if s.dim == layer.x)
             order = np.argsort(slot.channels, kind="stable")
-            found.append(Units(group, slot.positions[order].reshape(group.size, per)))
+            found.append(Units(group, slot.positions[order].reshape(group.size, -1)))
     return found
 
 

@@ -57,7 +57,7 @@ def calibrate(
         values = seen | constant
         found: list[LayerScore] = []
         for layer in layers:
-            known = {s.group: s.values for s in total.layers if s.layer == layer.name} if total else None
+            known = None if total is None else total.by_layer.get(layer.name, {})
             w = weights[layer.weight] if layer.other is None else values[layer.other.tensor]
             found.extend(criterion.observe(groups, layer, values[layer.x.tensor], w, known))
         shard = _finish(groups, criterion, found, count, ())

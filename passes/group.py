@@ -54,9 +54,8 @@ def group(net: Network, rules: RuleTable = STANDARD, *, approximate: bool = Fals
 
 def _reach(groups: Groups) -> int:
     """How many layer axes, weighted by their channels, lie in groups that can be pruned."""
-    free = {g.id for g in groups.prunable}
     axes = [d for layer in groups.layers for d in (layer.x, layer.out)]
-    return sum(g.size * per for d in axes for g, per in groups.at.get(d, []) if g.id in free)
+    return sum(len(slot.positions) for d in axes for g, slot in groups.at.get(d, []) if not g.frozen)
 
 
 class _Analysis:

@@ -88,12 +88,10 @@ def reweightable(groups: Groups, group: ChannelGroup) -> bool:
     A consumer's weight must be a floating-point constant, read by that consumer alone (data movement in between is fine).
     A product of two activations has none.
     """
-    consumers = {layer.w for layer in groups.layers}
-    products = {layer.other for layer in groups.layers}
-    if any(slot.dim in products for slot in group.slots):
+    if any(slot.dim in groups.multiplied for slot in group.slots):
         return False
     for slot in group.slots:
-        if slot.dim in consumers and not _alone(groups, slot.dim.tensor):
+        if slot.dim in groups.summed and not _alone(groups, slot.dim.tensor):
             return False
     return True
 
@@ -102,7 +100,7 @@ def _alone(groups: Groups, tensor: str) -> bool:
     net = groups.net
     if tensor in net.initializers:
         return net.kinds[tensor].kind == "f" and len(net.uses.get(tensor, [])) == 1
-    producer = next((i for i, n in enumerate(net.model.graph.node) if tensor in n.output), None)
+    producer = net.producer.get(tensor)
     if producer is None or len(net.uses.get(tensor, [])) != 1:
         return False
     node = net.model.graph.node[producer]
