@@ -55,12 +55,23 @@ def default_threads() -> int:
 
 
 def session(
-    model: onnx.ModelProto, *, providers: Sequence[str] | None = None, threads: int | None = None, optimise: bool = True
+    model: onnx.ModelProto,
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    optimise: bool = True,
+    reuse: bool = True,
 ) -> ort.InferenceSession:
-    """An inference session; ModelError with ONNX Runtime's own words when it refuses the model."""
+    """An inference session; ModelError with ONNX Runtime's own words when it refuses the model.
+
+    reuse: whether a tensor may take the place of one that is no longer needed. Planning that takes time that grows with the
+    square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
+    the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or default_threads()
+    options.enable_mem_reuse = reuse
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

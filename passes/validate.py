@@ -125,7 +125,7 @@ def _oracle(
 
     Always on the CPU and without graph optimisations, so that both sides round alike.
     """
-    sessions = [runtime.session(m, optimise=False) for m in (original, masked, pruned)]
+    sessions = [runtime.session(m, optimise=False, reuse=False) for m in (original, masked, pruned)]
     steps = any("QuantizeLinear" in n.op_type for n in original.graph.node)
     worst = 0.0
     for feed in feeds:
