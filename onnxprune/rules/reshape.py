@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels import Freeze, Index, Tie
 from onnxprune.rules.base import Edit, Fact, Fresh, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View, Ways, splittable
@@ -52,12 +54,24 @@ def pairs(before: Sequence[int], a: int, after: Sequence[int], b: int) -> tuple[
     return code // after[b], code % after[b]
 
 
-def _units(ia: Index, ib: Index, n: int, m: int) -> int:
-    """How many independent channels a tie of these pairs leaves: equal-sized runs make this a matter of counting."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+def units(before: Sequence[int], a: int, after: Sequence[int], b: int) -> int:
+    """How many channels the `pairs` of these axes leave, without enumerating them.
 
-    graph = coo_matrix((np.ones(len(ia), np.int8), (ia, ib + n)), shape=(n + m, n + m))
+    While the axis of the larger stride stands at one position, the other runs through a row of neighbours: what counts is
+    which neighbours are ever in one row, and which rows belong to one position.
+    """
+    axes = [(int(np.prod(before[a + 1 :])), before[a]), (int(np.prod(after[b + 1 :])), after[b])]
+    (fine, n), (coarse, m) = sorted(axes)
+    period = min(int(np.prod(before)), math.lcm(fine * n, coarse * m))
+    rows = np.arange(period // coarse)
+    first = rows * coarse // fine
+    more = np.minimum(((rows + 1) * coarse - 1) // fine - first, n)  # neighbours in the row after the first
+    change = np.bincount(first % n, minlength=2 * n + 1) - np.bincount(first % n + more, minlength=2 * n + 1)
+    joined = np.cumsum(change)[: 2 * n].reshape(2, n).sum(axis=0) > 0  # whether position j ever shares a row with j + 1
+    segment = np.concatenate([[0], np.cumsum(~joined[:-1])])
+    if joined[-1]:
+        segment %= max(1, segment[-1])  # the last position's neighbour is the first
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows % m, m + segment[first % n])), shape=[m + segment.max() + 1] * 2)
     return int(connected_components(graph, directed=False)[0])
 
 
@@ -75,18 +89,14 @@ def reshape_ties(view: View) -> Iterator[Fact]:
         size = int(np.prod([before[i] for i in left]))
         if size > MAX_BLOCK:
             continue
-        found: list[tuple[int, Tie]] = []
-        for a in (axis for axis in left if axis in live):
-            for b in right:
-                small_before, small_after = [before[i] for i in left], [after[i] for i in right]
-                ia, ib = pairs(small_before, left.index(a), small_after, right.index(b))
-                units = _units(ia, ib, before[a], after[b])
-                if units > 1:
-                    found.append((units, Tie(view.x(0, a), view.y(b), ia, ib)))
-        found.sort(key=lambda way: -way[0])
-        if found:
-            yield Ways(len(found))
-            yield found[view.way % len(found)][1]
+        merged, split = [before[i] for i in left], [after[i] for i in right]
+        choices = [(i, k) for i, axis in enumerate(left) if axis in live for k in range(len(right))]
+        counts = {(i, k): units(merged, i, split, k) for i, k in choices}
+        ways = sorted((way for way in choices if counts[way] > 1), key=lambda way: -counts[way])
+        if ways:
+            yield Ways(len(ways))
+            i, k = ways[view.way % len(ways)]
+            yield Tie(view.x(0, left[i]), view.y(right[k]), *pairs(merged, i, split, k))
 
 
 # --------------------------------------------------------------------------------- shape operands that count channels
