@@ -6,7 +6,7 @@ multiplied) it is silenced where it is made, provided that every operator in bet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -57,58 +57,66 @@ class Silencers:
 
     def __init__(self, net: Network, ties: Mapping[int, Sequence[Tie]]) -> None:
         self.net, self.ties = net, ties
+        self._chosen: dict[Dim, list[Dim] | None] = {}
 
     def of(self, dim: Dim) -> set[Dim] | None:
         """The axes of constants that make `dim` zero wherever they are zero at the channels it has there; None if none do."""
-        return self._walk(dim, {})
+        if self._choose(dim) is None:
+            return None
+        met, waiting = {dim}, [dim]
+        while waiting:
+            sources = set(self._chosen[waiting.pop()] or ()) - met
+            met |= sources
+            waiting.extend(sources)
+        return {d for d in met if d.tensor in self.net.initializers}
 
-    def _walk(self, dim: Dim, seen: dict[Dim, set[Dim] | None]) -> set[Dim] | None:
-        if dim not in seen:
-            seen[dim] = None  # a tensor that is met again on its own way back is made of nothing
-            seen[dim] = self._step(dim, seen)
-        return seen[dim]
+    def _choose(self, dim: Dim) -> list[Dim] | None:
+        """Which axes silence `dim` when all of them are silent: the first way that goes back to constants. None: no way does.
 
-    def _step(self, dim: Dim, seen: dict[Dim, set[Dim] | None]) -> set[Dim] | None:
+        Without recursion, for networks are deep.
+        """
+        waiting = [dim]
+        while waiting:
+            ways = self._ways(waiting[-1])
+            unknown = [d for way in ways for d in way if d not in self._chosen]
+            if unknown:
+                waiting.extend(unknown)
+            else:
+                good = (way for way in ways if all(self._chosen[d] is not None for d in way))
+                self._chosen[waiting.pop()] = next(good, None)
+        return self._chosen[dim]
+
+    def _ways(self, dim: Dim) -> list[list[Dim]]:
+        """Sets of axes that the node behind `dim` reads, each of which silences `dim`; a constant needs none of them."""
         if dim.tensor in self.net.initializers:
-            return {dim}
+            return [[]]
         index = self.net.producer.get(dim.tensor)
         if index is None:
-            return None
+            return []
         node = self.net.model.graph.node[index]
-        if _symmetric(self.net, node):
-            return self._all(index, dim, [0], seen)
-        if node.domain not in ("", "ai.onnx", "com.microsoft"):
-            return None
-        op = node.op_type
-        if op in SINGLE:
-            return self._all(index, dim, [0], seen)
-        if op == "PRelu" or (op == "Div" and node.input[1] in self.net.fixed):  # 0 / 0 would not do
-            return self._all(index, dim, [0], seen)
-        if op in EVERY:
-            if op == "Concat":  # those inputs that have a part in this axis
-                return self._all(index, dim, [i for i in range(len(node.input)) if self._sources(index, dim, i)], seen)
-            return self._all(index, dim, range(len(node.input)), seen)
-        if op in ANY:
-            found = (self._all(index, dim, [i], seen) for i in range(len(node.input)))
-            return next((f for f in found if f is not None), None)
-        if op in LAYERS:
-            inputs = [i for i in LAYERS[op] if i < len(node.input) and node.input[i]]
-            return self._all(index, dim, inputs, seen)
-        return None
+        sources = [self._sources(index, dim, i) for i in range(len(node.input))]
+        possible = [inputs for inputs in self._inputs(index, sources) if inputs and all(sources[i] for i in inputs)]
+        return [[d for i in inputs for d in sources[i]] for inputs in possible]
 
-    def _all(self, index: int, dim: Dim, inputs: Iterable[int], seen: dict[Dim, set[Dim] | None]) -> set[Dim] | None:
-        """The silencers of every one of these inputs; None if one of them has none."""
-        total: set[Dim] = set()
-        for i in inputs:
-            sources = self._sources(index, dim, i)
-            if not sources:
-                return None
-            for source in sources:
-                found = self._walk(source, seen)
-                if found is None:
-                    return None
-                total |= found
-        return total or None
+    def _inputs(self, index: int, sources: Sequence[Sequence[Dim]]) -> list[list[int]]:
+        """Sets of inputs, each of which makes zero slices of zero slices. sources: the axes of each that count."""
+        node = self.net.model.graph.node[index]
+        op, count = node.op_type, len(node.input)
+        if _symmetric(self.net, node):
+            return [[0]]
+        if node.domain not in ("", "ai.onnx", "com.microsoft"):
+            return []
+        if op in SINGLE or op == "PRelu" or (op == "Div" and node.input[1] in self.net.fixed):  # 0 / 0 would not do
+            return [[0]]
+        if op == "Concat":  # those inputs that have a part in this axis
+            return [[i for i in range(count) if sources[i]]]
+        if op in EVERY:
+            return [list(range(count))]
+        if op in ANY:
+            return [[i] for i in range(count)]
+        if op in LAYERS:
+            return [[i for i in LAYERS[op] if i < count and node.input[i]]]
+        return []
 
     def _sources(self, index: int, dim: Dim, position: int) -> list[Dim]:
         """The axes of input `position` that are tied to `dim`, an axis of an output of the same node."""
