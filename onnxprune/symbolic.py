@@ -18,6 +18,7 @@ from onnxprune.channels import Dim
 from onnxprune.graph import Array, Network
 
 MAX_ENTRIES = 64  # shape tensors are short; longer ones are data
+MAX_OPERATIONS = 64  # real ones take a few; a number that is added to itself again and again takes two to the power of that
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ def sizes(entry: Entry) -> Iterator[Dim]:
         yield from sizes(entry.b)
 
 
+def _operations(entry: Entry) -> int:
+    return 1 + _operations(entry.a) + _operations(entry.b) if isinstance(entry, Arith) else 0
+
+
 class Symbols:
     """The entries of every short integer tensor of a network, by tensor name."""
 
@@ -151,10 +156,11 @@ class Symbols:
             return None
         n = max(len(left), len(right))
         left, right = left * (n // len(left)), right * (n // len(right))
-        return [
+        made: list[Entry] = [
             Const(_ARITH[op](x.value, y.value)) if isinstance(x, Const) and isinstance(y, Const) else Arith(op, x, y)
             for x, y in zip(left, right, strict=True)
         ]
+        return made if all(_operations(e) <= MAX_OPERATIONS for e in made) else None
 
     def _move(self, index: int) -> list[Entry] | None:
         """Data movement is not modelled: the operator is run on numbers that stand for the entries."""
