@@ -28,7 +28,9 @@ class Editor:
         for node in self.model.graph.node:
             if node.op_type == "Constant" and node.output and node.output[0] in net.initializers:
                 self._protos[node.output[0]] = next(a.t for a in node.attribute if a.name == "value")
+        self._declared = {i.name: i for i in self.model.graph.input if i.type.HasField("tensor_type")}
         self._taken = {x for n in self.model.graph.node for x in [*n.input, *n.output]} | set(self._protos)
+        self._added: dict[str, int] = {}  # the highest number given to an initializer like another one
 
     def constants(self, changes: Mapping[Dim, Transform]) -> None:
         """Applies the transforms to constants, axis by axis; accidental sharing is undone where uses differ."""
@@ -51,7 +53,7 @@ class Editor:
     def _set_uses(self, tensor: str, values: Mapping[str, Array]) -> None:
         """One value for each use of a shared constant: in place if all agree, else a constant of its own for each value."""
         uses = [f"{node}.{position}" for node, position in self.net.uses[tensor]]
-        others = tensor in self.net.outputs or any(tensor in c for c in self.net.captured)
+        others = tensor in self.net.read_elsewhere
         distinct = {v.tobytes() for v in values.values()}
         if len(distinct) == 1 and set(uses) == set(values) and not others:
             self.set(tensor, next(iter(values.values())))
@@ -73,16 +75,16 @@ class Editor:
         proto.name = name
         if doc:  # even an empty text takes two bytes once it is set
             proto.doc_string = doc
-        for declared in self.model.graph.input:
-            if declared.name == tensor and declared.type.HasField("tensor_type"):
-                _declare(declared, value.shape)
+        if tensor in self._declared:
+            _declare(self._declared[tensor], value.shape)
 
     def add(self, like: str, value: Array) -> str:
         """A new initializer with a name of its own, after `like`; returns the name."""
-        number = 1
+        number = self._added.get(like, 0) + 1
         while (name := f"{like}.{number}") in self._taken:
             number += 1
         self._taken.add(name)
+        self._added[like] = number
         known = self._protos.get(like)
         kind = known.data_type if known is not None else helper.np_dtype_to_tensor_dtype(value.dtype)
         proto = _to_proto(value, kind)
@@ -110,8 +112,8 @@ class Editor:
         while len(node.input) <= edit.position:
             node.input.append("")
         name = node.input[edit.position]
-        alone = name in self._protos and len(self.net.uses.get(name, [])) == 1 and name not in self.net.outputs
-        if alone and not any(name in c for c in self.net.captured):
+        alone = name in self._protos and len(self.net.uses.get(name, [])) == 1 and name not in self.net.read_elsewhere
+        if alone:
             self.set(name, edit.value)
         else:
             node.input[edit.position] = self.add(name or f"{node.output[0]}.operand{edit.position}", edit.value)

@@ -247,6 +247,11 @@ class Network:
         return [_captured(n) for n in self.model.graph.node]
 
     @cached_property
+    def read_elsewhere(self) -> set[str]:
+        """The tensors that `uses` does not tell all about: graph outputs, and what subgraphs capture."""
+        return {x for names in self.captured for x in names}.union(self.outputs)
+
+    @cached_property
     def initializers(self) -> dict[str, onnx.TensorProto]:
         """Every constant tensor of the file: initializers and outputs of Constant nodes."""
         found = {t.name: t for t in self.model.graph.initializer}
