@@ -207,9 +207,9 @@ class _Analysis:
                 continue
             captured = name in self.net.captured[view.index]
             reason = f"a subgraph of {view} reads it" if captured else why
+            uses = ["", *(f"{view.index}.{i}" for i, t in enumerate(view.node.inputs) if t.name == name)]
             for axis in range(len(self.net.shapes[name])):
-                uses = [Dim(name, axis, f"{view.index}.{i}") for i, t in enumerate(view.node.inputs) if t.name == name]
-                dims = [Dim(name, axis), *uses]
+                dims = [Dim(name, axis, use) for use in uses]
                 if captured or not any(d in mentioned for d in dims):
                     self.unmentioned.extend(Freeze(d, reason) for d in dims)
 
@@ -269,7 +269,7 @@ class _Analysis:
         however few the channels are.
         """
         rng = np.random.default_rng(0)
-        changed = True
+        changed = bool(self.musts)
         while changed:
             changed = False
             for trial in range(TRIALS):
@@ -278,8 +278,13 @@ class _Analysis:
                 changed |= self._check_musts(components, widths)
 
     def _check_musts(self, components: Components, widths: Array) -> bool:
+        before = np.concatenate([[0], np.cumsum(widths[components.labels])])  # every position
+
         def size(dim: Dim) -> int:
-            return int(widths[components.of(dim)].sum()) if dim in components.offset else self.net.shapes[dim.tensor][dim.axis]
+            if dim not in components.offset:
+                return self.net.shapes[dim.tensor][dim.axis]
+            start = components.offset[dim]
+            return int(before[start + components.sizes[dim]] - before[start])
 
         changed = False
         for must in self.musts:
