@@ -250,8 +250,13 @@ def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:
 
 def _tensor_types(model: onnx.ModelProto) -> dict[str, int | None]:
     """Element type of every tensor that shape inference knows; None for sequences, maps and optionals."""
+    hollow = onnx.ModelProto()
+    hollow.CopyFrom(model)
+    for tensor in hollow.graph.initializer:
+        if int(np.prod(tensor.dims)) > _SMALL:
+            tensor.ClearField("raw_data")  # no type depends on it, and inference would copy it twice
     try:
-        inferred = onnx.shape_inference.infer_shapes(model)
+        inferred = onnx.shape_inference.infer_shapes(hollow)
     except Exception:  # inference is a convenience here: an unknown type only means that a value is not recorded
         inferred = model
     kinds: dict[str, int | None] = {}
