@@ -261,7 +261,7 @@ def steps(path: Path, clock: Clock, macs: float) -> None:
         able = {g.id: reweightable(groups, g) for g in groups.prunable}
         selector = Selector(groups.prunable, saliency, "top", rescalable=able)
         allocation = allocate(accounting, groups.prunable, selector, Budget("macs", macs))
-        plan, _ = sample(groups.prunable, allocation.choices, selector, graph.digest(model))
+        plan, _ = sample(groups.prunable, allocation.choices, selector, "")
     with clock.step("surgery"):
         pruned = surgery(groups, plan)
     with clock.step("mask"):
