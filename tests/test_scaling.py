@@ -21,6 +21,7 @@ import onnxprune
 from onnxprune import runtime
 from onnxprune.budget import Budget
 from onnxprune.criteria.plain import PLAIN
+from onnxprune.errors import ValidationError
 from onnxprune.groups import Accounting
 from onnxprune.imported import freeze_groups
 from onnxprune.passes.allocate import allocate
@@ -28,6 +29,7 @@ from onnxprune.passes.calibrate import calibrate
 from onnxprune.passes.group import group
 from onnxprune.passes.sample import sample
 from onnxprune.passes.surgery import mask, reweightable, surgery
+from onnxprune.passes.validate import validate
 from onnxprune.report import build
 from onnxprune.selection import Method, Selector
 
@@ -151,3 +153,17 @@ def test_products_at_the_end_of_a_deep_trunk() -> None:
     groups = nets.grouped(nets.model(nodes, {"x": [1, 3, 2, 2]}, "out", weights))
     assert [g.size for g in groups.prunable] == [4]
     assert {d.tensor for d, role in groups.roles.items() if role == "silencer"} == {"w"} | {f"w{i}" for i in range(600)}
+
+
+def test_shapes_that_contradict_the_declared_ones_are_refused() -> None:
+    """The oracle would not notice, for it plans no reuse of buffers; the runtime that deploys the model does."""
+    weights = {"three": np.array([3])}
+    nodes: list[nets.Node] = [("Relu", "x", "a"), ("Exp", "a", "b"), ("Tile", "b three", "c"), ("ReduceSum", "b", "s")]
+    nodes += [("Relu", "c", "d"), ("Exp", "d", "e"), ("Add", "e s", "out")]
+    model = nets.model(nodes, {"x": ["K"]}, "out", weights)
+    feeds = [{"x": np.ones(8, np.float32)}]
+    assert validate(model, model, model, feeds).masked_max_relative_error == 0
+    for name in "abcd":
+        model.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["K"]))
+    with pytest.raises(ValidationError, match="re-use buffer"):
+        validate(model, model, model, feeds)
