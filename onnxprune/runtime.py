@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from onnxprune.control import flatten
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.explore import Seen, explore
 from onnxprune.graph import Array, Network, graph_inputs
 
 Feeds = Mapping[str, Array]
@@ -179,6 +181,17 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | N
     """
     if feeds is None:
         return _probe_by_guess(model, shapes or {})
+    found = explore(model, feeds, _observe)
+    flat = flatten(model, found.followed)
+    net = Network(flat, found.seen.shapes, found.seen.values, dict(feeds), nested=model, inside=found.inside)
+    if found.varying:
+        constant = {k: v for k, v in net.values.items() if k not in found.varying or k in net.fixed}
+        net = replace(net, values=constant)
+    return net
+
+
+def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> Seen:
+    """One run: all shapes, small integer tensors, and the tensors `wanted` where nodes make them."""
     kinds = _tensor_types(model)
     outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
     copy = onnx.ModelProto()
@@ -189,13 +202,15 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | N
     values = [o for o in outer if kinds.get(o) in integers]
     copy.graph.node.extend(helper.make_node("Shape", [o], [_SHAPE + str(i)]) for i, o in enumerate(outer))
     names = [_SHAPE + str(i) for i in range(len(outer))]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in [*names, *values])
-    results = run(session(copy, optimise=False), feeds)
-    shapes = {o: tuple(int(d) for d in r) for o, r in zip(outer, results, strict=False)}
+    arrays = [o for o in outer if o in wanted]
+    asked = [*names, *dict.fromkeys([*values, *arrays])]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in asked)
+    results = dict(zip(asked, run(session(copy, optimise=False), feeds), strict=True))
+    shapes = {o: tuple(int(d) for d in results[n]) for o, n in zip(outer, names, strict=True)}
     shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
-    small = {o: r for o, r in zip(values, results[len(outer) :], strict=True) if r.size <= _SMALL}
-    return Network(model, shapes, small, dict(feeds))
+    small = {o: results[o] for o in values if results[o].size <= _SMALL}
+    return Seen(shapes, small, {o: results[o] for o in arrays})
 
 
 def probe_again(net: Network) -> Network:
@@ -211,7 +226,7 @@ def probe_again(net: Network) -> Network:
             sizes = [d or (n + 1 if i == 0 or n == other else other) for i, (d, n) in enumerate(_declared(value, first))]
             shapes[value.name] = tuple(sizes)
         try:
-            return replace(net, others=probe(net.model, example_feeds(net.model, shapes=shapes, seed=1)).shapes)
+            return replace(net, others=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)).shapes)
         except ModelError:
             continue
     return net
