@@ -12,13 +12,11 @@ It is analysed, never run. Names have to be unique over all graphs, which `inlin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 FLAT = "onnxprune.flat"  # domain of the borders
 LOOPS = ("Loop", "Scan")
@@ -29,7 +27,7 @@ class Inside:
     """What is known of the bodies of a model's nodes; nodes are named by `key`.
 
     followed: the nodes whose bodies lie in the flat graph. opaque: why the bodies of the others do not. repeats: how often
-    the probe run passes the nodes in bodies of loops.
+    the probe run made the tensors in bodies of loops.
     """
 
     followed: frozenset[str] = frozenset()
@@ -135,21 +133,33 @@ def _with_attributes(made: onnx.NodeProto, node: onnx.NodeProto) -> onnx.NodePro
     return made
 
 
+def handed_out(node: onnx.NodeProto, position: int) -> bool:
+    """Whether an input of a border is what a body makes, so that the node in the file does not read it."""
+    return node.domain == FLAT and (position > 0 if node.op_type == "If" else node.op_type in LOOPS)
+
+
 # ------------------------------------------------------------------------------------------- looking into bodies
 
 
-def expose(model: onnx.ModelProto, tensors: Mapping[str, np.dtype[Any]]) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """(a copy that hands out tensors of bodies at the top, the name there of each); those at the top keep their name.
+def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """(a copy that hands out tensors of bodies at the top, for every tensor its name there); those at the top keep theirs.
 
-    tensors: names, with the type of the elements. What a branch that was not taken would have made is empty; what the body
-    of a Loop or Scan makes is stacked along a new first axis, one entry for each iteration.
+    What a branch that was not taken would have made is empty; what the body of a Loop or Scan makes is stacked along a new
+    first axis, one entry for each iteration. The model itself where there is nothing in bodies.
     """
+    wanted = list(dict.fromkeys(tensors))
+    if set(wanted) <= set(defined(model.graph)):
+        return model, {name: name for name in wanted}
+    inferred = onnx.shape_inference.infer_shapes(model)
+    infos = [v for g in every_graph(inferred.graph) for v in [*g.input, *g.value_info, *g.output]]
+    kinds = {v.name: v.type.tensor_type.elem_type for v in infos}
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    return copy, _expose(copy.graph, tensors)
+    found = _expose(copy.graph, {name: kinds.get(name) or onnx.TensorProto.FLOAT for name in wanted})
+    return copy, {name: found[name] for name in wanted}
 
 
-def _expose(graph: onnx.GraphProto, tensors: Mapping[str, np.dtype[Any]]) -> dict[str, str]:
+def _expose(graph: onnx.GraphProto, tensors: Mapping[str, int]) -> dict[str, str]:
     found = {name: name for name in defined(graph) if name in tensors}
     for node in graph.node:
         inside = bodies(node)
@@ -162,7 +172,7 @@ def _expose(graph: onnx.GraphProto, tensors: Mapping[str, np.dtype[Any]]) -> dic
                 body.output.append(onnx.ValueInfoProto(name=seen))
                 for other in inside:
                     if other is not body:
-                        nothing = numpy_helper.from_array(np.zeros(0, tensors[tensor]))
+                        nothing = helper.make_tensor("", tensors[tensor], [0], [])
                         other.node.append(helper.make_node("Constant", [], [f"{seen}.none"], value=nothing))
                         other.output.append(onnx.ValueInfoProto(name=f"{seen}.none"))
                 node.output.append(f"{seen}.out")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -159,7 +159,7 @@ class _Explorer:
                 raise _Opaque(f"'{name}' in its body changes size from one iteration to the next")
         first.varying |= {name for g in every_graph(body) for name in defined(g)}
         times = self._times(node, len(carried), scope, seen)
-        first.repeats |= {key(n): times for n in body.node}
+        first.repeats |= dict.fromkeys(defined(body), times)
         return first
 
     def _iteration(
@@ -206,7 +206,7 @@ class _Explorer:
             part.graph.input.extend(
                 helper.make_tensor_value_info(x, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for x, v in feeds.items()
             )
-            where = f"the body of {node.op_type} '{node.name or key(node)}'" if loop else ""
+            where = f"{node.op_type} '{node.name or key(node)}'" if loop else ""
             return self.graph(part, feeds, scope.constants, where, [o.name for o in body.output] if loop else ())
         except ModelError as error:
             raise _Opaque(f"'{body.name}' in it does not run on the sizes of the probe run{_culprit(error)}") from None
@@ -231,5 +231,6 @@ def _named(name: str, tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 def _culprit(error: ModelError) -> str:
     """The node inside that failed, where ONNX Runtime names it."""
-    found: Any = re.search(r"while running (\w+) node\. Name:'([^']*)'", error.message)
-    return f": {found[1]} '{found[2]}' fails" if found else ""
+    found = re.search(r"while running (?P<op>\w+) node\.(?: Name:'(?P<name>[^']*)')?", error.message)  # it may be abridged
+    found = found or re.search(r"Node \((?P<name>.*?)\) Op \((?P<op>\w+)\)", error.message)
+    return "" if found is None else f": {found['op']} '{found['name']}' fails" if found["name"] else f": {found['op']} fails"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
-from onnxprune.control import key
+from onnxprune.control import handed_out, key
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups, Pin
 from onnxprune.rules import (
@@ -225,7 +225,11 @@ class _Analysis:
         if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
             return
         for position, tensor in enumerate(view.node.inputs):
-            if position != looked_after and (dims := self._sizes_in(tensor.name)):
+            if position == looked_after or not (dims := self._sizes_in(tensor.name)):
+                continue
+            if handed_out(self.net.model.graph.node[view.index], position):
+                self.unmentioned.extend(Freeze(d, f"{view} hands out its size") for d in dims)
+            else:
                 self.pins.append(Pin(view.index, position, dims, self._number(tensor.name)))
         for name in self.net.captured[view.index]:
             why = f"a subgraph of {view} computes with its size"

@@ -24,15 +24,20 @@ def _same(view: View, i: int, o: int, scanned: int | None = None, scans: int | N
             if size > 1:
                 yield Tie(view.x(i, axis), view.y(other, o))
         else:
-            yield Freeze(view.x(i, axis), f"{view} hands it on in another size")
+            yield from _frozen(view, i, o, f"{view} hands it on in another size")
 
 
 def _made(view: View, i: int, o: int, scans: int | None = None) -> Iterator[Fact]:
     """Like `_same`, where the input is what a body makes: the node in the file does not read it, so it cannot read another."""
     if splittable(view.net, view.name(i)):
-        yield Freeze(view.x(i, 0), f"{view} hands out a constant that other nodes use too")
+        yield from _frozen(view, i, o, f"{view} hands out a constant that other nodes use too")
     else:
         yield from _same(view, i, o, None, scans)
+
+
+def _frozen(view: View, i: int, o: int, why: str) -> Iterator[Fact]:
+    yield from (Freeze(view.x(i, axis), why) for axis in range(len(view.shape(i))))
+    yield from (Freeze(view.y(axis, o), why) for axis in range(len(view.out_shape(o))))
 
 
 def branches(view: View) -> Iterator[Fact]:
