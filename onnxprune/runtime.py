@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -141,13 +142,11 @@ def example_feeds(
     """
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
+    sizes = _filled(model, shapes or {}, lambda name, rank, axis: 1 if axis == 0 else guess[0] if rank == 4 else guess[1])
     for value in graph_inputs(model):
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"input '{value.name}' is not a tensor", hint="onnxprune handles tensor inputs only")
-        declared = input_shape(value)
-        size = guess[0] if len(declared) == 4 else guess[1]
-        shape = (shapes or {}).get(value.name) or tuple(d or (1 if i == 0 else size) for i, d in enumerate(declared))
-        dtype = input_dtype(value)
+        shape, dtype = sizes[value.name], input_dtype(value)
         if dtype.kind == "b":
             feeds[value.name] = np.ones(shape, dtype)
         elif dtype.kind in "iu":
@@ -155,6 +154,24 @@ def example_feeds(
         else:
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
     return feeds
+
+
+def _filled(model: onnx.ModelProto, known: Shapes, choose: Callable[[str, int, int], int]) -> dict[str, tuple[int, ...]]:
+    """A shape for every input: sizes left open are `known`, or as choose(input, rank, axis) says.
+
+    Axes of one name (`dim_param`) have one size; where the first axis of an input has that name, it decides.
+    """
+    named: dict[str, int] = {}
+    shapes: dict[str, list[int]] = {v.name: [0] * len(input_shape(v)) for v in graph_inputs(model)}
+    axes = [(v, axis) for v in graph_inputs(model) for axis in range(len(input_shape(v)))]
+    for value, axis in sorted(axes, key=lambda at: (at[0].name not in known, at[1] > 0)):
+        given = known[value.name][axis] if value.name in known else input_shape(value)[axis]
+        name = value.type.tensor_type.shape.dim[axis].dim_param
+        size = given or named.get(name) or choose(value.name, len(shapes[value.name]), axis)
+        shapes[value.name][axis] = size
+        if name:
+            named.setdefault(name, size)
+    return {name: tuple(sizes) for name, sizes in shapes.items()}
 
 
 def fixed_values(net: Network, names: Iterable[str]) -> dict[str, Array]:
@@ -219,12 +236,7 @@ def probe_again(net: Network) -> Network:
     What has one size in both runs does not depend on the sizes that the model leaves open.
     """
     for guess in GUESSES:
-        shapes = {}
-        for value in graph_inputs(net.model):
-            first = net.feeds[value.name].shape
-            other = guess[0] if len(first) == 4 else guess[1]
-            sizes = [d or (n + 1 if i == 0 or n == other else other) for i, (d, n) in enumerate(_declared(value, first))]
-            shapes[value.name] = tuple(sizes)
+        shapes = _filled(net.source, {}, partial(_another, net, guess))
         try:
             return replace(net, others=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)).shapes)
         except ModelError:
@@ -232,8 +244,10 @@ def probe_again(net: Network) -> Network:
     return net
 
 
-def _declared(value: onnx.ValueInfoProto, first: tuple[int, ...]) -> Iterable[tuple[int | None, int]]:
-    return zip(input_shape(value), first, strict=True)
+def _another(net: Network, guess: tuple[int, int], name: str, rank: int, axis: int) -> int:
+    """Another size than an axis of an input had in the first run."""
+    first, other = net.feeds[name].shape[axis], guess[0] if rank == 4 else guess[1]
+    return first + 1 if axis == 0 or first == other else other
 
 
 def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import nets
@@ -774,6 +772,16 @@ def test_the_main_job_on_a_loop() -> None:
     assert result.report["validation"]["masked_max_relative_error"] <= 1e-6
 
 
-# ---------------------------------------------------------------------------------------------------------- real files
+# ------------------------------------------------------------------------------------------------------------ inputs
 
-ZOO = Path(os.environ.get("ONNXPRUNE_ZOO", "/nowhere"))
+
+def test_axes_of_one_name_have_one_size() -> None:
+    """A batch is 1 wherever it stands; in a second run it is another, and as large everywhere."""
+    net = model([("Gather", "state zero", "s"), ("Concat", "x s", "y", {"axis": 1})], {"zero": np.array(0)}, STATE)
+    first = runtime.probe(net)
+    assert {k: v.shape for k, v in first.feeds.items()} == {"x": (1, 16), "state": (2, 1, 16)}
+    assert runtime.probe_again(first).others == {"x": (2, 17), "state": (2, 2, 17), "zero": (), "s": (2, 17), "y": (2, 34)}
+    assert runtime.example_feeds(net, shapes={"state": (2, 3, 7)})["x"].shape == (3, 7)
+
+
+STATE: dict[str, Sequence[int | str]] = {"x": ("N", "T"), "state": (2, "N", "T")}
