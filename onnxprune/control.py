@@ -138,6 +138,17 @@ def handed_out(node: onnx.NodeProto, position: int) -> bool:
     return node.domain == FLAT and (position > 0 if node.op_type == "If" else node.op_type in LOOPS)
 
 
+def decides(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether values decide which nodes run, or how often, and with that the sizes of what a node of the flat graph makes."""
+    if node.domain != FLAT:
+        return bool(bodies(node))
+    if node.op_type == "If":
+        count = len(node.output)
+        pairs = zip(node.input[1:], node.input[1 + count :], strict=False)
+        return any(shapes.get(a) != shapes.get(b) for a, b in pairs)
+    return node.op_type == "Loop"
+
+
 # ------------------------------------------------------------------------------------------- looking into bodies
 
 

@@ -135,7 +135,7 @@ class _Explorer:
             one, other = first.seen.shapes.get(a.name), second.seen.shapes.get(b.name)
             if one is None or other is None:
                 raise _Opaque(f"its output '{a.name}' is no tensor")
-            if one != other:
+            if len(one) != len(other) or any(n != m and 1 in (n, m) for n, m in zip(one, other, strict=True)):
                 raise _Opaque(f"its branches make {list(one)} and {list(other)} of '{a.name}' and '{b.name}'")
         first.add(second)
         return first

@@ -196,7 +196,9 @@ class Network:
     def static(self) -> bool:
         """Whether every tensor has the same shape in every run."""
         open_sizes = any(d.dim_value <= 0 for v in self.inputs for d in v.type.tensor_type.shape.dim)
-        return not open_sizes and not any(n.op_type in DATA_DEPENDENT or _undecided(n) for n in self.model.graph.node)
+        return not open_sizes and not any(
+            n.op_type in DATA_DEPENDENT or control.decides(n, self.shapes) for n in self.model.graph.node
+        )
 
     def steady(self, tensor: str, axis: int) -> bool:
         """Whether an axis has the same size in every run, as far as a second run tells; False where it is not known."""
@@ -212,7 +214,7 @@ class Network:
         found: set[str] = set()
         for i in self.order:
             node = self.model.graph.node[i]
-            if _undecided(node) or any(x in found for x in node.input):
+            if control.decides(node, self.shapes) or any(x in found for x in node.input):
                 found.update(node.output)
         return found
 
@@ -331,8 +333,3 @@ def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs that a caller must feed: those without an initializer behind them."""
     constants = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
     return [i for i in model.graph.input if i.name not in constants]
-
-
-def _undecided(node: onnx.NodeProto) -> bool:
-    """Whether values decide which nodes run, or how often, so that sizes may depend on them."""
-    return bool(control.bodies(node)) or (node.domain == control.FLAT and node.op_type == "Loop")

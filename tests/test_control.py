@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nets
@@ -427,16 +428,34 @@ def test_the_operator_inside_that_no_rule_explains_is_named() -> None:
     assert why(g, "a") == "operator ai.onnx::TopK ('o1') has no rule"
 
 
-@pytest.mark.parametrize("value", [YES, NO])
-def test_branches_of_different_shapes_are_not_followed(value: Array) -> None:
-    """Either branch may be the one that the probe run takes."""
+def test_branches_may_differ_in_other_sizes_than_the_channels() -> None:
     then = body([("MaxPool", "a", "o1", {"kernel_shape": [2, 2], "strides": [2, 2]})], "o1")
+    nodes = [FIRST, ("If", "cond", "b", either(then, body([("Neg", "a", "o2")], "o2"))), LAST]
+    g = holds(model(nodes, WA | {"wl": w(4, 8, 1, 1)}), *CASES)
+    assert prunable(g, "a") == 8
+    assert not g.net.static and not g.net.steady("b", 2) and not g.net.steady("y", 2)
+
+
+def test_axes_in_which_branches_differ_are_frozen() -> None:
+    """The output has four or eight channels; one of the layers that read it sums over other axes only."""
+    branches = either(body([("Neg", "a", "o1")], "o1"), body([("Conv", "a wn", "o2")], "o2"))
+    nodes = [FIRST, ("If", "cond", "b", branches), ("Transpose", "b", "t", {"perm": [0, 3, 2, 1]}), ("Conv", "t wl", "y")]
+    net = model(nodes, WA | {"wn": w(4, 8, 1, 1), "wl": w(4, 6, 1, 1)})
+    for case in CASES:
+        g = analysed(net, **case)
+        assert why(g, "a") == why(g, "wn", 0) == "If 'b' hands it on in another size"
+
+
+@pytest.mark.parametrize("value", [YES, NO])
+def test_branches_of_other_ranks_or_with_an_axis_of_one_are_not_followed(value: Array) -> None:
+    """Either branch may be the one that the probe run takes."""
+    then = body([("GlobalMaxPool", "a", "o1")], "o1")
     g = analysed(
         model([FIRST, ("If", "cond", "b", either(then, body([("Neg", "a", "o2")], "o2"))), LAST], WA | {"wl": w(4, 8, 1, 1)}),
         cond=value,
     )
     assert why(g, "a") == (
-        "a subgraph reads it, and If 'b' is not followed: its branches make [1, 8, 3, 3] and [1, 8, 6, 6] of 'o1' and 'o2'"
+        "a subgraph reads it, and If 'b' is not followed: its branches make [1, 8, 1, 1] and [1, 8, 6, 6] of 'o1' and 'o2'"
     )
 
 
@@ -458,6 +477,20 @@ def test_branches_in_branches() -> None:
     cases = [{"cond": a, "cond2": b} for a in (YES, NO) for b in (YES, NO)]
     g = holds(net, *cases)
     assert (prunable(g, "a"), prunable(g, "t")) == (8, 6)
+
+
+def test_a_condition_that_is_a_constant_after_the_cut_alone(tmp_path: Path) -> None:
+    """Shape inference does not see the size that is asked for; surgery writes down what it was."""
+    nodes = [FIRST, ("Gelu", "a", "g", {"domain": "com.microsoft"}), ("Shape", "g", "sh"), ("Gather", "sh one", "s")]
+    branches = either(body([("Relu", "g", "o1")], "o1"), body([("Neg", "g", "o2")], "o2"))
+    weights = WA | {"one": np.array(1), "eight": np.array(8), "wl": w(4, 8, 1, 1)}
+    net = model([*nodes, ("Equal", "s eight", "e"), ("If", "e", "b", branches), LAST], weights)
+    files = tmp_path / "net.onnx", tmp_path / "pruned.onnx"
+    files[0].write_bytes(net.SerializeToString())
+    result = onnxprune.prune(files[0], budget={"macs": 0.6}, method="l2")
+    result.save(files[1])
+    assert operators(result.model)[-2:] == ["Relu", "Conv"]
+    onnxprune.api.verify(*files, result.report)
 
 
 # ------------------------------------------------------------------------------------------------------------- Loop
@@ -537,6 +570,18 @@ def test_layers_in_a_body_that_never_ran_are_cut_right() -> None:
     assert (prunable(g, "m"), prunable(g, "hf")) == (12, HIDDEN)
     for trips in (0, 1, 4):
         oracle.check(net, feeds(net, 1, n=trips), oracle.keep(g, 0.5, np.random.default_rng(1)), g)
+
+
+def test_shapes_that_the_body_of_a_loop_declares_follow() -> None:
+    net = looped()
+    inside = control.bodies(net.graph.node[2])[0]
+    for info in (inside.input[2], inside.output[1]):
+        info.CopyFrom(helper.make_tensor_value_info(info.name, TensorProto.FLOAT, [2, HIDDEN]))
+    inside.value_info.append(helper.make_tensor_value_info("hh", TensorProto.FLOAT, ["N", HIDDEN]))
+    g = holds(net, *TRIPS)
+    inside = control.bodies(surgery(g, oracle.only(g, {g.prunable[0].id: [0, 1, 5]})).graph.node[2])[0]
+    for info in (inside.input[2], inside.output[1], inside.value_info[0]):
+        assert info.type.tensor_type.shape.dim[1].dim_value == 3
 
 
 def test_a_loop_that_its_condition_ends() -> None:

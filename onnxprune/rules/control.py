@@ -17,14 +17,16 @@ def _same(view: View, i: int, o: int, scanned: int | None = None, scans: int | N
     """Input `i` and output `o` have the same axes, but for axis `scanned` of the input and `scans` of the output."""
     inner = [axis for axis in range(len(view.shape(i))) if axis != scanned]
     outer = [axis for axis in range(len(view.out_shape(o))) if axis != scans]
-    fits = len(inner) == len(outer)  # the stack of no iterations at all has no axes to speak of
-    for axis, other in zip(inner, outer if fits else inner, strict=True):
-        size = view.shape(i)[axis]
-        if fits and view.out_shape(o)[other] == size:
-            if size > 1:
-                yield Tie(view.x(i, axis), view.y(other, o))
-        else:
-            yield from _frozen(view, i, o, f"{view} hands it on in another size")
+    why = f"{view} hands it on in another size"
+    if len(inner) != len(outer):  # the stack of no iterations at all has no axes to speak of
+        yield from _frozen(view, i, o, why)
+        return
+    for axis, other in zip(inner, outer, strict=True):
+        if view.shape(i)[axis] != view.out_shape(o)[other]:
+            yield Freeze(view.x(i, axis), why)
+            yield Freeze(view.y(other, o), why)
+        elif view.shape(i)[axis] > 1:
+            yield Tie(view.x(i, axis), view.y(other, o))
 
 
 def _made(view: View, i: int, o: int, scans: int | None = None) -> Iterator[Fact]:
