@@ -202,16 +202,17 @@ class _Explorer:
         part.graph.node.extend(body.node)
         part.graph.initializer.extend(body.initializer)
         part.graph.initializer.extend(_named(x, scope.constants[x]) for x in reads if x in scope.constants)
+        for x, value in feeds.items():
+            try:
+                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            except (KeyError, ValueError):
+                raise _Opaque(f"'{x}', which it reads, is of a type that NumPy lacks") from None
+            part.graph.input.append(helper.make_tensor_value_info(x, kind, value.shape))
         try:
-            part.graph.input.extend(
-                helper.make_tensor_value_info(x, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for x, v in feeds.items()
-            )
             where = f"{node.op_type} '{node.name or key(node)}'" if loop else ""
             return self.graph(part, feeds, scope.constants, where, [o.name for o in body.output] if loop else ())
         except ModelError as error:
             raise _Opaque(f"'{body.name}' in it does not run on the sizes of the probe run{_culprit(error)}") from None
-        except (KeyError, ValueError):
-            raise _Opaque("it reads a tensor of a type that NumPy lacks") from None
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:

@@ -64,7 +64,7 @@ def calibrate(
             known = {s.group: s.values for s in total.layers if s.layer == layer.name} if total else {}
             w = weights[layer.weight] if layer.other is None else values[layer.other.tensor]
             found.extend(_observed(groups, criterion, layer, values[layer.x.tensor], w, known))
-            if values[layer.x.tensor].size:
+            if values[layer.x.tensor].size and w.size:
                 met.add(layer.name)
         shard = _finish(groups, criterion, found, count, ())
         total = shard if total is None else total.merged(shard)
@@ -83,17 +83,18 @@ def _observed(
 
     The activations of the body of a loop come with a first axis of their own, see `control.expose`.
     """
-    if x.size == 0:  # it adds nothing to a maximum, and 0 to a mean
+    if x.size == 0 or w.size == 0:  # it adds nothing to a maximum, and 0 to a mean
         so_far = known if criterion.combine == "max" else {}
         found = [(u.group.id, so_far.get(u.group.id, np.zeros(u.group.size))) for u in units(groups, layer)]
         return [LayerScore(layer.name, name, values) for name, values in found]
-    rounds = x.ndim > len(groups.net.shapes[layer.x.tensor])
-    if rounds and layer.other is None and layer.x.axis > 0:
-        x, rounds = x.reshape(-1, *x.shape[2:]), False  # the iterations are so many more rows
-    if not rounds:
+    xs = x.ndim > len(groups.net.shapes[layer.x.tensor])
+    ws = layer.other is not None and w.ndim > len(groups.net.shapes[layer.other.tensor])
+    if xs and layer.other is None and layer.x.axis > 0:
+        x, xs = x.reshape(-1, *x.shape[2:]), False  # the iterations are so many more rows
+    if not (xs or ws):
         return criterion.observe(groups, layer, x, w, known)
-    own = layer.other is not None and w.ndim > len(groups.net.shapes[layer.other.tensor])
-    each = [criterion.observe(groups, layer, x[t], w[t] if own else w, known) for t in range(len(x))]
+    times = len(x) if xs else len(w)
+    each = [criterion.observe(groups, layer, x[t] if xs else x, w[t] if ws else w, known) for t in range(times)]
     combined = np.max if criterion.combine == "max" else np.mean
     return [
         LayerScore(layer.name, same[0].group, combined([s.values for s in same], axis=0), max(s.events for s in same))

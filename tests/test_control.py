@@ -263,6 +263,20 @@ def test_branches_within_branches_constants_and_copies() -> None:
     assert sorted(operators(simple)) == sorted(["Conv", "Relu", "Mul", "Identity", "Identity", "Sum"])
 
 
+def test_what_a_loop_makes_has_no_size_known_beforehand() -> None:
+    """The body always makes five columns, but the body need not run."""
+    cell = body([("MatMul", "x wn", "v2"), ("Identity", "c", "c2")], "c2 v2", "i c v")
+    asks = [("Shape", "v1", "sh"), ("Gather", "sh one", "s"), ("Equal", "s five", "e")]
+    branches = either(body([("Identity", "v1", "o1")], "o1"), body([("Neg", "v1", "o2")], "o2"))
+    nodes = [("Loop", "n yes x", "v1", {"body": cell}), *asks, ("If", "e", "y", branches)]
+    weights = {"wn": w(3, 5), "yes": YES, "one": np.array(1), "five": np.array(5)}
+    net = model(nodes, weights, {"x": (2, 3)})
+    simple = simplified(net)
+    for trips in (0, 1):
+        x = feeds(net, n=trips)
+        np.testing.assert_array_equal(run(net, x)[0], run(simple, x)[0])
+
+
 def test_names_used_twice_are_told_apart() -> None:
     """Both branches call their tensor t, and so does the graph around them."""
     branches = either(
@@ -746,19 +760,18 @@ def test_a_branch_that_no_sample_takes_gives_no_right_to_cut() -> None:
     net = layers()
     g = analysed(net, cond=YES)
     x = w(4, 3, 6, 6)
-    data = {"x": x, "cond": np.zeros(4, bool)}
-    del data
-    found = {(s.layer, s.group): s.values for s in calibrate(g, Sensitivity(), never_then(net, x)).layers}
+    found = {(s.layer, s.group): s.values for s in calibrate(g, Sensitivity(), with_condition(net, x, NO)).layers}
     assert found["o1", "t1"].tolist() == [1] * 10 and found["t1", "a"].max() <= 1
     assert found["o2", "a"].max() < 1
 
 
-def never_then(net: onnx.ModelProto, x: Array) -> Any:
-    """Samples of x alone; the scalar condition is fed as false."""
+def with_condition(net: onnx.ModelProto, x: Array, value: Array) -> Any:
+    """Samples of x; the scalar condition is the same for all."""
+    shape = runtime.input_shape(runtime.graph_inputs(net)[0])
 
     class Fed:
         def __init__(self) -> None:
-            self.samples = nets.samples(nets.model([("Relu", "x", "r")], {"x": (1, 3, 6, 6)}, "r"), x)
+            self.samples = nets.samples(nets.model([("Relu", "x", "r")], {"x": [d or 2 for d in shape]}, "r"), x)
 
         def __len__(self) -> int:
             return len(self.samples)
@@ -767,7 +780,7 @@ def never_then(net: onnx.ModelProto, x: Array) -> Any:
             return self.samples.digest(indices)
 
         def batch(self, indices: Array) -> dict[str, Array]:
-            return {**self.samples.batch(indices), "cond": NO}
+            return {**self.samples.batch(indices), "cond": value}
 
     return Fed()
 
@@ -793,6 +806,39 @@ def test_scores_in_a_loop_are_those_of_the_unrolled_network() -> None:
         values = np.max(rounds, axis=0) if criterion.combine == "max" else np.mean(rounds, axis=0)
         np.testing.assert_allclose(inside.values, values, rtol=1e-5, atol=1e-7)
         assert g.outputs(next(x for x in g.layers if x.name == "hh")) == 3 * 2 * HIDDEN
+
+
+PRODUCT = "MatMul {h} wk {k}|Transpose {k} {k}t|MatMul q {k}t {p}|MatMul {p} {h} {next}"
+
+
+def product(h: str, k: str, p: str, following: str) -> list[Node]:
+    """An activation outside, q, times one that is made of h: h <- q (h wk)' h."""
+    lines = PRODUCT.format(h=h, k=k, p=p, next=following).split("|")
+    return [(op, " ".join(names[:-1]), names[-1]) for op, *names in (line.split() for line in lines)]
+
+
+def test_products_of_activations_in_bodies_score_like_those_outside() -> None:
+    weights = {"wx": w(5, HIDDEN), "wq": w(5, 6), "wk": w(HIDDEN, 6), "wo": w(HIDDEN, 4)}
+    first: list[Node] = [("MatMul", "x wx", "h0"), ("MatMul", "x wq", "q")]
+    rounds = [n for t in range(3) for n in product(f"h{t}", f"k{t}", f"p{t}", f"h{t + 1}")]
+    flat = model([*first, *rounds, ("MatMul", "h3 wo", "y")], weights, {"x": (2, 5)})
+    cell = body([*product("h", "k", "p", "h2"), ("Identity", "c", "c2")], "c2 h2", "i c h")
+    loop: list[Node] = [*first, ("Loop", "three yes h0", "h3", {"body": cell}), ("MatMul", "h3 wo", "y")]
+    net = model(loop, weights | {"three": np.array(3), "yes": YES}, {"x": (2, 5)})
+    g = holds(net, {})
+    assert prunable(g, "k") == prunable(g, "q") == 6
+    x = w(8, 5)
+    found, want = (calibrate(analysed(m), Sensitivity(), nets.samples(m, x)).layers for m in (net, flat))
+    inside = next(s for s in found if s.layer == "p")
+    rounds_of = [s.values for s in want if s.layer in ("p0", "p1", "p2")]
+    assert len(rounds_of) == 3
+    np.testing.assert_allclose(inside.values, np.max(rounds_of, axis=0), rtol=1e-5)
+    branches = either(body(product("h0", "k", "p", "o1"), "o1"), body([("Relu", "h0", "o2")], "o2"))
+    chosen = model([*first, ("If", "cond", "h3", branches), ("MatMul", "h3 wo", "y")], weights, {"x": (2, 5)})
+    for value in (YES, NO):
+        found = calibrate(analysed(chosen, cond=YES), Sensitivity(), with_condition(chosen, x, value)).layers
+        scores = next(s for s in found if s.layer == "p").values
+        np.testing.assert_allclose(scores, next(s for s in want if s.layer == "p0").values if value else 1, rtol=1e-5)
 
 
 def test_the_body_of_a_loop_costs_as_often_as_it_runs() -> None:
