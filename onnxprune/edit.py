@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.channels import Dim
+from onnxprune.control import defined, every_graph, graphs, layout
 from onnxprune.graph import Array, Network
 from onnxprune.rules.base import Edit, SetAttr, SetConst, SetInput
 
@@ -23,13 +24,16 @@ class Editor:
     def __init__(self, net: Network) -> None:
         self.net = net
         self.model = onnx.ModelProto()
-        self.model.CopyFrom(net.model)
-        self._protos = {t.name: t for t in self.model.graph.initializer}
-        for node in self.model.graph.node:
+        self.model.CopyFrom(net.source)
+        followed = net.inside.followed
+        self._graphs = list(graphs(self.model.graph, followed))
+        self._nodes = [node for _, node in layout(self.model.graph, followed)]  # where the network's nodes stand in the copy
+        self._protos = {t.name: t for g in self._graphs for t in g.initializer}
+        for node in self._nodes:
             if node.op_type == "Constant" and node.output and node.output[0] in net.initializers:
                 self._protos[node.output[0]] = next(a.t for a in node.attribute if a.name == "value")
         self._declared = {i.name: i for i in self.model.graph.input if i.type.HasField("tensor_type")}
-        self._taken = {x for n in self.model.graph.node for x in [*n.input, *n.output]} | set(self._protos)
+        self._taken = {name for g in every_graph(self.model.graph) for name in defined(g)}
         self._added: dict[str, int] = {}  # the highest number given to an initializer like another one
 
     def constants(self, changes: Mapping[Dim, Transform]) -> None:
@@ -65,7 +69,7 @@ class Editor:
                 if key not in made:
                     made[key] = self.add(tensor, values[use])
                 node, position = (int(v) for v in use.split("."))
-                self.model.graph.node[node].input[position] = made[key]
+                self._nodes[node].input[position] = made[key]
 
     def set(self, tensor: str, value: Array) -> None:
         """Replaces the value of a constant in place; its type stays."""
@@ -97,7 +101,7 @@ class Editor:
 
     def node(self, index: int, edit: Edit) -> None:
         """Applies one edit that a rule asked for at node `index`."""
-        node = self.model.graph.node[index]
+        node = self._nodes[index]
         if isinstance(edit, SetAttr):
             _set_attribute(node, edit.name, edit.value)
         elif isinstance(edit, SetConst):
@@ -119,20 +123,32 @@ class Editor:
             node.input[edit.position] = self.add(name or f"{node.output[0]}.operand{edit.position}", edit.value)
 
     def declare(self, sizes: Mapping[str, Mapping[int, int]]) -> None:
-        """Brings value_info up to date: sizes[tensor][axis] is the new size. An entry that does not fit is dropped."""
-        keep = []
-        for info in self.model.graph.value_info:
-            dims = info.type.tensor_type.shape.dim
-            stored = self._protos.get(info.name)
-            new = sizes.get(info.name, {}) if stored is None else dict(enumerate(stored.dims))
-            if all(axis < len(dims) for axis in new):
-                for axis, size in new.items():
-                    if dims[axis].HasField("dim_value"):
-                        dims[axis].dim_value = size
-                keep.append(info)
-        fresh = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in keep]
-        del self.model.graph.value_info[:]
-        self.model.graph.value_info.extend(fresh)
+        """Brings declared shapes up to date: sizes[tensor][axis] is the new size. What does not fit is dropped.
+
+        That is the value_info of every graph, and what a body says of its inputs and outputs.
+        """
+        for number, graph in enumerate(self._graphs):
+            fits = [self._resized(info, sizes) for info in graph.value_info]
+            if not all(fits):
+                keep = [info for info, fit in zip(graph.value_info, fits, strict=True) if fit]
+                fresh = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in keep]
+                del graph.value_info[:]
+                graph.value_info.extend(fresh)
+            for info in [*graph.input, *graph.output] if number else []:  # the first is the model's own interface
+                if not self._resized(info, sizes) and info.type.tensor_type.HasField("shape"):
+                    info.type.tensor_type.ClearField("shape")
+
+    def _resized(self, info: onnx.ValueInfoProto, sizes: Mapping[str, Mapping[int, int]]) -> bool:
+        """Writes the new sizes into a declared shape; False where it does not have these axes."""
+        dims = info.type.tensor_type.shape.dim
+        stored = self._protos.get(info.name)
+        new = sizes.get(info.name, {}) if stored is None else dict(enumerate(stored.dims))
+        if any(axis >= len(dims) for axis in new):
+            return False
+        for axis, size in new.items():
+            if dims[axis].HasField("dim_value"):
+                dims[axis].dim_value = size
+        return True
 
 
 def _to_proto(value: Array, data_type: int) -> onnx.TensorProto:

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
+from onnxprune import control, inline
+from onnxprune.control import Inside
 from onnxprune.errors import ModelError, OutputError
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +39,7 @@ EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Reads an ONNX file with its external data.
+    """Reads an ONNX file with its external data, and simplifies it (see `inline`).
 
     Raises ModelError when the file is missing, is not an ONNX model, is truncated, or lacks its external data.
     """
@@ -64,17 +65,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"the external data of {path} cannot be read: {text}", hint="keep the data file beside it") from None
     for tensor in outside:
         tensor.ClearField("data_location")  # now like any other tensor, so that digests do not tell where it was stored
-    return _inlined(model, path) if model.functions else model
-
-
-def _inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The model without local functions: each call is replaced by the function's body, so that channels can be followed."""
-    try:
-        flat: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
-    except Exception as error:  # the inliner raises what its C++ core throws
-        text = " ".join(str(error).split())[:200]
-        raise ModelError(f"the local functions of {path} cannot be inlined: {text}") from None
-    return flat
+    return inline.simplified(model, str(path))
 
 
 def external_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -182,8 +173,10 @@ def digest(model: onnx.ModelProto) -> str:
 class Network:
     """A model together with what one run of it told: the shape of every tensor, the value of every small integer one.
 
-    shapes: concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors.
-    feeds: the inputs of that run. others: the shapes of a second run, on inputs of other sizes; None if there was none.
+    model: the flat graph, see `control`; it is the model itself unless bodies of If, Loop or Scan are followed. shapes:
+    concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors. feeds: the
+    inputs of that run. others: the shapes of a second run, on inputs of other sizes; None if there was none. nested: the
+    model itself where `model` is not. inside: what is known of its bodies.
     """
 
     model: onnx.ModelProto
@@ -191,18 +184,39 @@ class Network:
     values: Mapping[str, Array]
     feeds: Mapping[str, Array] = field(default_factory=dict)
     others: Mapping[str, tuple[int, ...]] | None = None
+    nested: onnx.ModelProto | None = None
+    inside: Inside = field(default_factory=Inside)
+
+    @property
+    def source(self) -> onnx.ModelProto:
+        """The model as the file has it, which can be run and edited."""
+        return self.model if self.nested is None else self.nested
 
     @cached_property
     def static(self) -> bool:
         """Whether every tensor has the same shape in every run."""
         open_sizes = any(d.dim_value <= 0 for v in self.inputs for d in v.type.tensor_type.shape.dim)
-        return not open_sizes and not any(n.op_type in DATA_DEPENDENT or _has_body(n) for n in self.model.graph.node)
+        return not open_sizes and not any(
+            n.op_type in DATA_DEPENDENT or control.decides(n, self.shapes) for n in self.model.graph.node
+        )
 
     def steady(self, tensor: str, axis: int) -> bool:
         """Whether an axis has the same size in every run, as far as a second run tells; False where it is not known."""
         if self.static or tensor in self.initializers:
             return True
-        return self.others is not None and self.others.get(tensor, ())[axis : axis + 1] == (self.shapes[tensor][axis],)
+        if self.others is None or tensor in self._undecided:
+            return False
+        return self.others.get(tensor, ())[axis : axis + 1] == (self.shapes[tensor][axis],)
+
+    @cached_property
+    def _undecided(self) -> set[str]:
+        """Tensors whose sizes may hang on a condition that had one value in both runs."""
+        found: set[str] = set()
+        for i in self.order:
+            node = self.model.graph.node[i]
+            if control.decides(node, self.shapes) or any(x in found for x in node.input):
+                found.update(node.output)
+        return found
 
     @cached_property
     def graph(self) -> gs.Graph:
@@ -244,7 +258,7 @@ class Network:
     @cached_property
     def captured(self) -> list[list[str]]:
         """For every node the outer tensors that its subgraphs (If, Loop, Scan bodies) read."""
-        return [_captured(n) for n in self.model.graph.node]
+        return [control.captured(n) for n in self.model.graph.node]
 
     @cached_property
     def read_elsewhere(self) -> set[str]:
@@ -284,7 +298,7 @@ class Network:
         for i in self.order:
             node = self.model.graph.node[i]
             constant = node.op_type == "Constant" or (bool(node.input) and all(x in fixed for x in self.reads(i)))
-            if constant and not node.op_type.startswith("Random"):
+            if constant and not node.op_type.startswith("Random") and node.domain != control.FLAT:
                 fixed.update(o for o in node.output if o)
         return fixed
 
@@ -324,19 +338,3 @@ def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs that a caller must feed: those without an initializer behind them."""
     constants = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
     return [i for i in model.graph.input if i.name not in constants]
-
-
-def _has_body(node: onnx.NodeProto) -> bool:
-    return any(a.HasField("g") or a.graphs for a in node.attribute)
-
-
-def _captured(node: onnx.NodeProto) -> list[str]:
-    outer: dict[str, None] = {}
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            if graph.node or graph.output:
-                inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-                inner |= {o for n in graph.node for o in n.output}
-                reads = [x for n in graph.node for x in [*n.input, *_captured(n)]] + [o.name for o in graph.output]
-                outer.update(dict.fromkeys(x for x in reads if x and x not in inner))
-    return list(outer)

@@ -79,6 +79,11 @@ class Groups:
         """Size of an axis before any cut."""
         return self.net.shapes[dim.tensor][dim.axis]
 
+    def outputs(self, layer: Layer) -> int:
+        """How many scalars a layer makes in one run, over all iterations of a loop around it."""
+        tensor = layer.out.tensor
+        return self.net.inside.repeats.get(tensor, 1) * int(np.prod(self.net.shapes[tensor]))
+
     def channel_ids(self, dim: Dim) -> tuple[list[ChannelGroup], Index, Index]:
         """Which channel every position of `dim` belongs to: (groups, group number, channel number) by position.
 
@@ -107,7 +112,10 @@ class Groups:
 
 @dataclass(frozen=True)
 class Size:
-    """MACs for one run at batch 1, parameters (elements of floating-point constants), bytes of the file."""
+    """MACs for one run at batch 1, parameters (elements of floating-point constants), bytes of the file.
+
+    All branches of an If count, and the body of a loop as often as the probe run went through it.
+    """
 
     macs: int
     params: int

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import graph, runtime
+from onnxprune import graph, inline, runtime
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
@@ -51,7 +51,7 @@ def load(
     data, images: sample data as `open_data` takes it, of which one sample sets the sizes that the model leaves open.
     shape: these sizes, see `runtime.input_shapes`. approximate: see `group`.
     """
-    proto = model if isinstance(model, onnx.ModelProto) else graph.load(model)
+    proto = inline.simplified(model) if isinstance(model, onnx.ModelProto) else graph.load(model)
     path = "" if isinstance(model, onnx.ModelProto) else os.fspath(model)
     shapes = runtime.input_shapes(proto, shape)
     try:

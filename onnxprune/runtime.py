@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from onnxprune.control import flatten
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.explore import Seen, explore
 from onnxprune.graph import Array, Network, graph_inputs
 
 Feeds = Mapping[str, Array]
@@ -150,13 +153,11 @@ def example_feeds(
     """
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
+    sizes = _filled(model, shapes or {}, lambda name, rank, axis: 1 if axis == 0 else guess[0] if rank == 4 else guess[1])
     for value in graph_inputs(model):
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"input '{value.name}' is not a tensor", hint="onnxprune handles tensor inputs only")
-        declared = input_shape(value)
-        size = guess[0] if len(declared) == 4 else guess[1]
-        shape = (shapes or {}).get(value.name) or tuple(d or (1 if i == 0 else size) for i, d in enumerate(declared))
-        dtype = input_dtype(value)
+        shape, dtype = sizes[value.name], input_dtype(value)
         if dtype.kind == "b":
             feeds[value.name] = np.ones(shape, dtype)
         elif dtype.kind in "iu":
@@ -164,6 +165,24 @@ def example_feeds(
         else:
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
     return feeds
+
+
+def _filled(model: onnx.ModelProto, known: Shapes, choose: Callable[[str, int, int], int]) -> dict[str, tuple[int, ...]]:
+    """A shape for every input: sizes left open are `known`, or as choose(input, rank, axis) says.
+
+    Axes of one name (`dim_param`) have one size; where the first axis of an input has that name, it decides.
+    """
+    named: dict[str, int] = {}
+    shapes: dict[str, list[int]] = {v.name: [0] * len(input_shape(v)) for v in graph_inputs(model)}
+    axes = [(v, axis) for v in graph_inputs(model) for axis in range(len(input_shape(v)))]
+    for value, axis in sorted(axes, key=lambda at: (at[0].name not in known, at[1] > 0)):
+        given = known[value.name][axis] if value.name in known else input_shape(value)[axis]
+        name = value.type.tensor_type.shape.dim[axis].dim_param
+        size = given or named.get(name) or choose(value.name, len(shapes[value.name]), axis)
+        shapes[value.name][axis] = size
+        if name:
+            named.setdefault(name, size)
+    return {name: tuple(sizes) for name, sizes in shapes.items()}
 
 
 def fixed_values(net: Network, names: Iterable[str]) -> dict[str, Array]:
@@ -190,6 +209,17 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | N
     """
     if feeds is None:
         return _probe_by_guess(model, shapes or {})
+    found = explore(model, feeds, _observe)
+    flat = flatten(model, found.followed)
+    net = Network(flat, found.seen.shapes, found.seen.values, dict(feeds), nested=model, inside=found.inside)
+    if found.varying:
+        constant = {k: v for k, v in net.values.items() if k not in found.varying or k in net.fixed}
+        net = replace(net, values=constant)
+    return net
+
+
+def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> Seen:
+    """One run: all shapes, small integer tensors, and the tensors `wanted` where nodes make them."""
     kinds = _tensor_types(model)
     outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
     copy = onnx.ModelProto()
@@ -200,13 +230,15 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | N
     values = [o for o in outer if kinds.get(o) in integers]
     copy.graph.node.extend(helper.make_node("Shape", [o], [_SHAPE + str(i)]) for i, o in enumerate(outer))
     names = [_SHAPE + str(i) for i in range(len(outer))]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in [*names, *values])
-    results = run(session(copy, optimise=False), feeds)
-    shapes = {o: tuple(int(d) for d in r) for o, r in zip(outer, results, strict=False)}
+    arrays = [o for o in outer if o in wanted]
+    asked = [*names, *dict.fromkeys([*values, *arrays])]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in asked)
+    results = dict(zip(asked, run(session(copy, optimise=False), feeds), strict=True))
+    shapes = {o: tuple(int(d) for d in results[n]) for o, n in zip(outer, names, strict=True)}
     shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
-    small = {o: r for o, r in zip(values, results[len(outer) :], strict=True) if r.size <= _SMALL}
-    return Network(model, shapes, small, dict(feeds))
+    small = {o: results[o] for o in values if results[o].size <= _SMALL}
+    return Seen(shapes, small, {o: results[o] for o in arrays})
 
 
 def probe_again(net: Network) -> Network:
@@ -215,21 +247,18 @@ def probe_again(net: Network) -> Network:
     What has one size in both runs does not depend on the sizes that the model leaves open.
     """
     for guess in GUESSES:
-        shapes = {}
-        for value in graph_inputs(net.model):
-            first = net.feeds[value.name].shape
-            other = guess[0] if len(first) == 4 else guess[1]
-            sizes = [d or (n + 1 if i == 0 or n == other else other) for i, (d, n) in enumerate(_declared(value, first))]
-            shapes[value.name] = tuple(sizes)
+        shapes = _filled(net.source, {}, partial(_another, net, guess))
         try:
-            return replace(net, others=probe(net.model, example_feeds(net.model, shapes=shapes, seed=1)).shapes)
+            return replace(net, others=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)).shapes)
         except ModelError:
             continue
     return net
 
 
-def _declared(value: onnx.ValueInfoProto, first: tuple[int, ...]) -> Iterable[tuple[int | None, int]]:
-    return zip(input_shape(value), first, strict=True)
+def _another(net: Network, guess: tuple[int, int], name: str, rank: int, axis: int) -> int:
+    """Another size than an axis of an input had in the first run."""
+    first, other = net.feeds[name].shape[axis], guess[0] if rank == 4 else guess[1]
+    return first + 1 if axis == 0 or first == other else other
 
 
 def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:

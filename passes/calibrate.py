@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from onnxprune import runtime
 from onnxprune.channels import Index
-from onnxprune.contraction import consumers
+from onnxprune.contraction import consumers, units
+from onnxprune.control import expose
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Array, digest
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
-from onnxprune.saliency import LayerScore, Saliency
+from onnxprune.saliency import LayerScore, Saliency, Scores
 
 MEMORY = 256 << 20  # bytes of activations that one run may hand over
 MAX_BATCH = 32
@@ -50,16 +52,20 @@ def calibrate(
     weights = runtime.fixed_values(groups.net, [layer.weight for layer in layers if layer.other is None])
     reads = list(dict.fromkeys(d.tensor for layer in layers for d in (layer.x, layer.other) if d is not None))
     constant = {name: weights[name] for name in reads if name in weights}
-    session = runtime.session(runtime.with_outputs(groups.net.model, reads), providers=providers)
+    model, outputs = expose(groups.net.source, reads)
+    session = runtime.session(runtime.with_outputs(model, outputs.values()), providers=providers)
     total: Saliency | None = None
-    runs = _runs(groups, session, samples, chosen, reads, batch)
+    met: set[str] = set()
+    runs = _runs(groups, session, samples, chosen, outputs, batch)
     for seen, count in _stacked(runs, _stack(groups, layers, reads)):
         values = seen | constant
         found: list[LayerScore] = []
         for layer in layers:
-            known = None if total is None else total.by_layer.get(layer.name, {})
+            known = total.by_layer.get(layer.name, {}) if total else {}
             w = weights[layer.weight] if layer.other is None else values[layer.other.tensor]
-            found.extend(criterion.observe(groups, layer, values[layer.x.tensor], w, known))
+            found.extend(_observed(groups, criterion, layer, values[layer.x.tensor], w, known))
+            if values[layer.x.tensor].size and w.size:
+                met.add(layer.name)
         shard = _finish(groups, criterion, found, count, ())
         total = shard if total is None else total.merged(shard)
         if progress:
@@ -67,16 +73,53 @@ def calibrate(
     if total is None:
         return _finish(groups, criterion, [], 0, ())
     data = (samples.digest(chosen),)
-    return _finish(groups, criterion, total.layers, total.samples, data)
+    return _finish(groups, criterion, [_unmet(criterion, s, met) for s in total.layers], total.samples, data)
+
+
+def _observed(
+    groups: Groups, criterion: Criterion, layer: Layer, x: Array, w: Array, known: Mapping[str, Scores]
+) -> list[LayerScore]:
+    """What one run says of a layer, which in the body of an If need not have run, and in that of a loop has run many times.
+
+    The activations of the body of a loop come with a first axis of their own, see `control.expose`.
+    """
+    if x.size == 0 or w.size == 0:  # it adds nothing to a maximum, and 0 to a mean
+        so_far = known if criterion.combine == "max" else {}
+        found = [(u.group.id, so_far.get(u.group.id, np.zeros(u.group.size))) for u in units(groups, layer)]
+        return [LayerScore(layer.name, name, values) for name, values in found]
+    xs = x.ndim > len(groups.net.shapes[layer.x.tensor])
+    ws = layer.other is not None and w.ndim > len(groups.net.shapes[layer.other.tensor])
+    if xs and layer.other is None and layer.x.axis > 0:
+        x, xs = x.reshape(-1, *x.shape[2:]), False  # the iterations are so many more rows
+    if not (xs or ws):
+        return criterion.observe(groups, layer, x, w, known)
+    times = len(x) if xs else len(w)
+    each = [criterion.observe(groups, layer, x[t] if xs else x, w[t] if ws else w, known) for t in range(times)]
+    combined = np.max if criterion.combine == "max" else np.mean
+    return [
+        LayerScore(layer.name, same[0].group, combined([s.values for s in same], axis=0), max(s.events for s in same))
+        for same in zip(*each, strict=True)
+    ]
+
+
+def _unmet(criterion: Criterion, score: LayerScore, met: set[str]) -> LayerScore:
+    """A layer that no sample has reached may need any of its channels: each has the largest share there is."""
+    if score.layer in met or not criterion.provable:
+        return score
+    return replace(score, values=np.ones_like(score.values))
 
 
 def _runs(
-    groups: Groups, session: Any, samples: Samples, chosen: Index, reads: Sequence[str], batch: int | None
+    groups: Groups, session: Any, samples: Samples, chosen: Index, outputs: Mapping[str, str], batch: int | None
 ) -> Iterator[tuple[dict[str, Array], int]]:
-    """(the activations, how many of the chosen samples they are of) for every run of the model."""
-    size = batch_size(groups, reads, batch)
+    """(the activations, how many of the chosen samples they are of) for every run of the model.
+
+    outputs: the activations, and the output that hands out each.
+    """
+    size = batch_size(groups, list(outputs), batch)
     for part in _batches(chosen, size, groups):
-        values = dict(zip(reads, runtime.run(session, samples.batch(fill(part, size, groups)), reads), strict=True))
+        feeds = samples.batch(fill(part, size, groups))
+        values = dict(zip(outputs, runtime.run(session, feeds, list(outputs.values())), strict=True))
         for name, value in values.items():
             if not np.isfinite(value).all():
                 raise ModelError(f"tensor '{name}' is NaN or infinite on the sample data", hint="does the model overflow?")
@@ -120,7 +163,8 @@ def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None) -> in
     fixed = fixed_batch(groups)
     if fixed:
         return fixed
-    per_sample = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in tensors)
+    times = groups.net.inside.repeats
+    per_sample = sum(4 * times.get(t, 1) * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in tensors)
     return wanted or max(1, min(MAX_BATCH, MEMORY // max(1, per_sample)))
 
 
@@ -150,5 +194,5 @@ def fill(part: Index, size: int, groups: Groups) -> Index:
 def _finish(
     groups: Groups, criterion: Criterion, layers: Sequence[LayerScore], samples: int, data: tuple[str, ...]
 ) -> Saliency:
-    model = digest(groups.net.model) if data or not criterion.needs_data else ""
+    model = digest(groups.net.source) if data or not criterion.needs_data else ""
     return Saliency(criterion.name, criterion.combine, samples, tuple(layers), dict(criterion.options), model, data)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
+from onnxprune.control import handed_out, key
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups, Pin
 from onnxprune.rules import (
@@ -107,7 +109,8 @@ class _Analysis:
         known = rule is not None and self._has_shapes(view)
         facts = list(rule.ties(view)) if rule is not None and known else []
         if rule is not None and known and rule.layers is not None:
-            self.layers.extend(rule.layers(view))
+            times = self.net.inside.repeats.get(key(node), 1)
+            self.layers.extend(replace(x, factor=times * x.factor) for x in rule.layers(view))
         self.live.update(f.dim for f in facts if isinstance(f, Fresh))
         ties = [f for f in facts if isinstance(f, Tie)]
         mentioned = {d for t in ties for d in (t.a, t.b)}
@@ -118,11 +121,7 @@ class _Analysis:
             self._note(view, fact)
         if any(isinstance(f, Ways) and f.count > 1 for f in facts):
             self.forks[index] = ties
-        why = (
-            f"{view} mixes its positions"
-            if known
-            else f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
-        )
+        why = f"{view} mixes its positions" if known else self._unknown(view)
         self._freeze_unmentioned(view, mentioned, why)
         for name in node.output:
             self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")
@@ -165,6 +164,13 @@ class _Analysis:
             self.coupling.register(flaw.dim, self.net.shapes[flaw.dim.tensor][flaw.dim.axis])
             self.coupling.flaws.append(flaw)
 
+    def _unknown(self, view: View) -> str:
+        """Why a node tells nothing of its axes."""
+        node = self.net.model.graph.node[view.index]
+        if key(node) in self.net.inside.opaque:
+            return f"{view} is not followed: {self.net.inside.opaque[key(node)]}"
+        return f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
+
     def _has_shapes(self, view: View) -> bool:
         names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
         return all(n in self.net.shapes for n in names)
@@ -206,7 +212,7 @@ class _Analysis:
             if name not in self.net.shapes:
                 continue
             captured = name in self.net.captured[view.index]
-            reason = f"a subgraph of {view} reads it" if captured else why
+            reason = f"a subgraph reads it, and {why}" if captured else why
             uses = ["", *(f"{view.index}.{i}" for i, t in enumerate(view.node.inputs) if t.name == name)]
             for axis in range(len(self.net.shapes[name])):
                 dims = [Dim(name, axis, use) for use in uses]
@@ -218,7 +224,11 @@ class _Analysis:
         if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
             return
         for position, tensor in enumerate(view.node.inputs):
-            if position != looked_after and (dims := self._sizes_in(tensor.name)):
+            if position == looked_after or not (dims := self._sizes_in(tensor.name)):
+                continue
+            if handed_out(self.net.model.graph.node[view.index], position):
+                self.unmentioned.extend(Freeze(d, f"{view} hands out its size") for d in dims)
+            else:
                 self.pins.append(Pin(view.index, position, dims, self._number(tensor.name)))
         for name in self.net.captured[view.index]:
             why = f"a subgraph of {view} computes with its size"

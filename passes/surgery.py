@@ -13,6 +13,7 @@ from onnxprune.edit import Editor, Transform
 from onnxprune.errors import PlanError
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
+from onnxprune.inline import simplified
 from onnxprune.plan import Plan
 from onnxprune.rules import STANDARD, Resize, RuleTable, SetInput, View
 from onnxprune.symbolic import Symbols
@@ -45,7 +46,7 @@ def surgery(groups: Groups, plan: Plan, rules: RuleTable = STANDARD) -> onnx.Mod
         if any(dim in removed for dim in pin.dims):
             editor.node(pin.index, SetInput(pin.position, pin.value))
     editor.declare(touched)
-    return editor.model
+    return simplified(editor.model)  # a condition may have become a constant
 
 
 def mask(groups: Groups, plan: Plan) -> onnx.ModelProto:

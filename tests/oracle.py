@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
+from onnxprune.control import bodies, every_graph, flatten, key
 from onnxprune.graph import Network
 from onnxprune.groups import Groups
 from onnxprune.passes.group import group
@@ -90,8 +91,9 @@ def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def used(model: onnx.ModelProto) -> int:
-    """Elements of floating-point constants, counted once for every use: surgery may have to un-share a vector."""
-    net = Network(model, {}, {})
+    """Elements of floating-point constants, those in bodies too, once for every use: surgery may have to un-share a vector."""
+    nodes = [n for g in every_graph(model.graph) for n in g.node if bodies(n)]
+    net = Network(flatten(model, {key(n) for n in nodes}), {}, {})
     sizes = {name: int(np.prod(net.initializers[name].dims)) for name, kind in net.kinds.items() if kind.kind == "f"}
     return sum(sizes[name] * len(net.uses.get(name, ())) for name in sizes)
 

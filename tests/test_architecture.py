@@ -14,7 +14,10 @@ SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").rglob(
 LAYERS = [
     {"errors"},
     {"channels", "theory"},
+    {"control"},
+    {"inline"},
     {"graph", "plan"},
+    {"explore"},
     {"runtime", "symbolic", "data"},
     {"rules", "edit", "silence"},
     {"groups"},

@@ -1060,18 +1060,6 @@ def test_a_number_that_depends_on_open_sizes_freezes(name: str) -> None:
         assert why(group(again), "a") in expected
 
 
-def test_a_size_that_a_subgraph_reads_freezes() -> None:
-    branches = {
-        key: helper.make_graph([proto("Cast", "s", out, {"to": 1})], key, [], [onnx.ValueInfoProto(name=out)])
-        for key, out in (("then_branch", "o1"), ("else_branch", "o2"))
-    }
-    g = build(
-        [*SIZE, ("If", "cond", "v", branches), ("Mul", "a v", "b"), LAST],
-        {"one": ints(1), "cond": np.array(True), "wl": w(4, 8, 1, 1)},
-    )
-    assert why(g, "a") == "a subgraph of If 'v' computes with its size"
-
-
 def test_a_size_that_is_an_output_freezes() -> None:
     g = build([("Shape", "a", "sh"), ("Relu", "a", "b"), LAST], {"wl": w(4, 8, 1, 1)}, outputs="y sh")
     assert why(g, "a") == "graph output 'sh' is its size"
@@ -1089,32 +1077,6 @@ def test_inputs_and_outputs_are_frozen() -> None:
     g = build([("Relu", "a", "b"), LAST], {"wl": w(4, 8, 1, 1)}, outputs="y b")
     assert why(g, "a") == "it is graph output 'b'"
     assert not g.prunable
-
-
-def test_a_tensor_that_a_branch_of_an_if_reads_is_frozen() -> None:
-    branches = {
-        key: helper.make_graph([proto(op, "a", out)], key, [], [onnx.ValueInfoProto(name=out)])
-        for key, op, out in (("then_branch", "Relu", "o1"), ("else_branch", "Neg", "o2"))
-    }
-    g = build([("If", "cond", "b", branches), LAST], {"cond": np.array(True), "wl": w(4, 8, 1, 1)})
-    assert why(g, "a") == "a subgraph of If 'b' reads it"
-
-
-def test_a_tensor_or_a_weight_that_the_body_of_a_loop_reads_is_frozen() -> None:
-    body = helper.make_graph(
-        [proto("Identity", "c", "c2"), proto("Conv", "v wl", "u"), proto("Add", "u a", "v2")],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("v", TensorProto.FLOAT, None),
-        ],
-        [onnx.ValueInfoProto(name="c2"), onnx.ValueInfoProto(name="v2")],
-    )
-    nodes = [("Conv", "a wl", "d"), ("Loop", "n cond a", "l", {"body": body}), ("Add", "l d", "b"), ("Conv", "b w2", "y")]
-    g = build(nodes, {"n": np.array(2), "cond": np.array(True), "wl": w(8, 8, 1, 1), "w2": w(2, 8, 1, 1)})
-    assert why(g, "a") == why(g, "wl", 1) == "a subgraph of Loop 'l' reads it"
-    assert why(g, "wl", 0) == "operator ai.onnx::Loop ('l') has no rule"
 
 
 def test_an_operator_without_a_rule_is_frozen_and_named() -> None:

@@ -1,6 +1,7 @@
 """Operator rules: one small function per operator family, collected in tables that add up."""
 
-from onnxprune.rules import contrib, conv, elementwise, linear, movement, norm, quantized, recurrent, reshape
+from onnxprune.control import FLAT
+from onnxprune.rules import contrib, control, conv, elementwise, linear, movement, norm, quantized, recurrent, reshape
 from onnxprune.rules.base import (
     Approximate,
     Consumer,
@@ -28,6 +29,7 @@ STANDARD: RuleTable = {
         conv.RULES, linear.RULES, recurrent.RULES, quantized.RULES, elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES
     ),
     **table(contrib.RULES, domain="com.microsoft"),
+    **table(control.RULES, domain=FLAT),
 }
 
 
