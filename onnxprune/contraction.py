@@ -14,7 +14,7 @@ import numpy as np
 from onnxprune.channels import ChannelGroup, Index
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
-from onnxprune.rules import Layer
+from onnxprune.rules import Layer, einsum
 
 CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
 CONV_ATTRIBUTES = ("strides", "pads", "dilations", "auto_pad", "output_padding", "output_shape")
@@ -61,6 +61,9 @@ def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Co
     x, w = x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)
     if layer.op in CONVOLUTIONS:
         yield from _convolution(groups, layer, x, w)
+    elif layer.op in einsum.PRODUCTS:
+        for rows, weight in einsum.contracted(groups.net, layer, x, w):
+            yield Contraction(rows, weight, positions=np.arange(rows.shape[1]))
     elif layer.other is not None:
         yield from _products(layer.x.axis, x, layer.other.axis, w)
     elif groups.net.nodes[layer.index].attrs.get("alpha", 1.0):  # a Gemm with alpha 0 makes nothing of what it reads
@@ -70,6 +73,13 @@ def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Co
         matrix = np.moveaxis(w, layer.w.axis, -1).reshape(-1, channels)
         rows = np.ascontiguousarray(by_sample.reshape(by_sample.shape[0], channels, -1))  # [samples, I, rows of a sample]
         yield Contraction(rows, np.ascontiguousarray(matrix)[:, :, None], positions=np.arange(channels))
+
+
+def stackable(groups: Groups, layer: Layer) -> bool:
+    """Whether axis 0 of what the layer reads counts samples or rows, so that several runs can be joined along it."""
+    if layer.x.axis == 0 or layer.other is not None:
+        return False
+    return layer.op not in einsum.PRODUCTS or einsum.rows_first(groups.net, layer)
 
 
 def _products(a: int, x: Array, b: int, w: Array) -> Iterator[Contraction]:

@@ -64,7 +64,9 @@ def build(
         inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in constants]
     made = [onnx.ValueInfoProto(name=name) for name in outputs.split()]
     graph = helper.make_graph(protos, "net", inputs, made, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+    domains = sorted({p.domain for p in protos} - {""})
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
     values = runtime.run(runtime.session(model, optimise=False, threads=1), {"x": w(*x)})
     for declared, value in zip(model.graph.output, values, strict=True):
         kind = helper.np_dtype_to_tensor_dtype(value.dtype)

@@ -1,6 +1,6 @@
 """Operator rules: one small function per operator family, collected in tables that add up."""
 
-from onnxprune.rules import contrib, conv, elementwise, linear, movement, norm, quantized, recurrent, reshape
+from onnxprune.rules import contrib, conv, einsum, elementwise, linear, movement, norm, quantized, recurrent, reshape
 from onnxprune.rules.base import (
     Approximate,
     Consumer,
@@ -24,10 +24,9 @@ from onnxprune.rules.base import (
 )
 
 STANDARD: RuleTable = {
-    **table(
-        conv.RULES, linear.RULES, recurrent.RULES, quantized.RULES, elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES
-    ),
-    **table(contrib.RULES, domain="com.microsoft"),
+    **table(conv.RULES, linear.RULES, einsum.RULES, recurrent.RULES, quantized.RULES),
+    **table(elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES),
+    **table(contrib.RULES, einsum.CONTRIB, domain="com.microsoft"),
 }
 
 
