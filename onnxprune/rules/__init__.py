@@ -1,8 +1,24 @@
 """Operator rules: one small function per operator family, collected in tables that add up."""
 
-from onnxprune.rules import contrib, conv, einsum, elementwise, linear, movement, norm, quantized, recurrent, reshape
+from collections.abc import Mapping
+
+from onnxprune.rules import (
+    contrib,
+    conv,
+    einsum,
+    elementwise,
+    indexing,
+    linear,
+    movement,
+    norm,
+    quantized,
+    recurrent,
+    reshape,
+    spatial,
+)
 from onnxprune.rules.base import (
     Approximate,
+    Become,
     Consumer,
     Contracts,
     Edit,
@@ -23,16 +39,33 @@ from onnxprune.rules.base import (
     table,
 )
 
-STANDARD: RuleTable = {
-    **table(conv.RULES, linear.RULES, einsum.RULES, recurrent.RULES, quantized.RULES),
-    **table(elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES),
-    **table(contrib.RULES, einsum.CONTRIB, domain="com.microsoft"),
+MICROSOFT = "com.microsoft"
+FAMILIES: Mapping[str, RuleTable] = {
+    "linear layer": {
+        **table(conv.RULES, linear.RULES, einsum.RULES, recurrent.RULES),
+        **table(contrib.LINEAR, einsum.CONTRIB, domain=MICROSOFT),
+    },
+    "element by element": {
+        **table(elementwise.RULES, quantized.RULES),
+        **table(contrib.ELEMENTWISE, domain=MICROSOFT),
+    },
+    "normalisation, pooling or reduction": table(norm.RULES),
+    "sampling or transform of space": {**table(spatial.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
+    "data movement": {
+        **table(movement.RULES, indexing.RULES, reshape.RULES),
+        **table(indexing.CONTRIB, domain=MICROSOFT),
+    },
 }
+"""All rules, by what their operators do."""
+
+STANDARD: RuleTable = {key: rule for family in FAMILIES.values() for key, rule in family.items()}
 
 
 __all__ = [
+    "FAMILIES",
     "STANDARD",
     "Approximate",
+    "Become",
     "Consumer",
     "Contracts",
     "Edit",

@@ -20,8 +20,8 @@ def gelu(view: View) -> Iterator[Fact]:
     return elementwise.broadcast(view, [i for i in range(view.count) if view.has(i)])
 
 
-RULES: dict[str, Rule] = {op: Rule(gelu) for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")}
-RULES |= {
+ELEMENTWISE: dict[str, Rule] = {op: Rule(gelu) for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")}
+LINEAR: dict[str, Rule] = {
     "FusedConv": Rule(fused_conv, conv.fixup, conv.layers),
     "FusedGemm": Rule(linear.gemm_ties, None, linear.gemm_layers),
 }
