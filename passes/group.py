@@ -24,12 +24,21 @@ from onnxprune.rules import (
     View,
     Ways,
 )
+from onnxprune.rules.frozen import REASONS
 from onnxprune.silence import Silencers, silenceable
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
-SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
+SHAPE_OPERANDS = {
+    "AffineGrid": 1,
+    "CenterCropPad": 1,
+    "ConstantOfShape": 0,
+    "Expand": 1,
+    "MaxUnpool": 2,
+    "Reshape": 1,
+    "Resize": 3,
+}
 TRIALS = 8
 UNSTEADY = "fixed input sizes (--shape, or export with them)"
 INTERFACE = "nothing: the model's inputs and outputs stay as they are"
@@ -119,11 +128,12 @@ class _Analysis:
             self._note(view, fact)
         if any(isinstance(f, Ways) and f.count > 1 for f in facts):
             self.forks[index] = ties
-        why = (
-            f"{view} mixes its positions"
-            if known
-            else f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
-        )
+        if known:
+            why = f"{view} mixes its positions"
+        elif rule is None and (domain, node.op_type) in REASONS:
+            why = f"{view} {REASONS[domain, node.op_type]}"
+        else:
+            why = f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
         self._freeze_unmentioned(view, mentioned, why)
         for name in node.output:
             self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")

@@ -1,0 +1,53 @@
+"""Operators at which channels stop, each with the reason: nothing that reaches one of them can be removed.
+
+The reasons read after the node: "NonZero 'n' finds as many positions as the data have".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+MICROSOFT = "com.microsoft"
+
+_REASONS: dict[str, dict[str, str]] = {
+    "": {
+        "finds as many positions as the data have": "NonMaxSuppression NonZero Unique",
+        "draws numbers at random, and other ones for another shape": (
+            "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
+        ),
+        "makes values out of the numbers of positions": (
+            "AffineGrid BlackmanWindow EyeLike HammingWindow HannWindow MelWeightMatrix Range"
+        ),
+        "picks a class by its number": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss",
+        "puts tensors into a sequence, whose parts are not followed": (
+            "ConcatFromSequence SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength "
+            "SplitToSequence"
+        ),
+        "makes a value optional, and what may be missing is not followed": "Optional OptionalGetElement OptionalHasElement",
+        "works on text, which has no channels": "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer",
+        "reads a picture's file": "ImageDecoder",
+        "runs a subgraph that is not followed": "If Loop Scan SequenceMap",
+        "computes with integers that stand for fractions": (
+            "ConvInteger DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul"
+        ),
+    },
+    "ai.onnx.ml": {
+        "keeps its weights in attributes": "LinearClassifier LinearRegressor SVMClassifier SVMRegressor",
+        "asks for features by their numbers": "TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor",
+        "maps values to categories": "CategoryMapper LabelEncoder OneHotEncoder",
+        "makes or reads a map": "CastMap DictVectorizer ZipMap",
+    },
+    "ai.onnx.preview": {"runs a subgraph that is not followed": "FlexAttention"},
+    "ai.onnx.preview.training": {"trains: the weights are its data": "Adagrad Adam Gradient Momentum"},
+    MICROSOFT: {},
+    f"{MICROSOFT}.nchwc": {
+        "keeps channels in blocks as wide as the processor's vectors": (
+            "AveragePool Conv GlobalAveragePool GlobalMaxPool MaxPool ReorderInput ReorderOutput Upsample"
+        ),
+    },
+}
+
+REASONS: Mapping[tuple[str, str], str] = {
+    (domain, op): reason for domain, reasons in _REASONS.items() for reason, ops in reasons.items() for op in ops.split()
+}
+"""Why channels stop at an operator, keyed (domain, operator)."""
