@@ -41,10 +41,10 @@ def ints(*values: int) -> Array:
 
 
 def proto(op: str, reads: str, makes: str, attributes: Mapping[str, Any] | None = None) -> onnx.NodeProto:
-    names = ["" if name == "-" else name for name in reads.split()]
+    names, made = (["" if name == "-" else name for name in text.split()] for text in (reads, makes))
     attributes = dict(attributes or {})
     domain = attributes.pop("domain", "")
-    return helper.make_node(op, names, makes.split(), makes.split(maxsplit=1)[0], domain=domain, **attributes)
+    return helper.make_node(op, names, made, makes.split(maxsplit=1)[0], domain=domain, **attributes)
 
 
 def build(

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 from onnxprune.rules import (
+    attention,
     contrib,
+    contrib_attention,
     conv,
     einsum,
     elementwise,
@@ -42,18 +44,25 @@ from onnxprune.rules.base import (
 MICROSOFT = "com.microsoft"
 FAMILIES: Mapping[str, RuleTable] = {
     "linear layer": {
-        **table(conv.RULES, linear.RULES, einsum.RULES, recurrent.RULES),
+        **table(conv.RULES, linear.RULES, einsum.RULES, recurrent.RULES, {"CausalConvWithState": contrib.CAUSAL_CONV}),
         **table(contrib.LINEAR, einsum.CONTRIB, domain=MICROSOFT),
+    },
+    "attention": {
+        **table(attention.RULES, {"LinearAttention": contrib_attention.LINEAR}),
+        **table(contrib_attention.RULES, domain=MICROSOFT),
     },
     "element by element": {
         **table(elementwise.RULES, quantized.RULES),
         **table(contrib.ELEMENTWISE, domain=MICROSOFT),
     },
-    "normalisation, pooling or reduction": table(norm.RULES),
+    "normalisation, pooling or reduction": {
+        **table(norm.RULES, contrib.UNOFFICIAL),
+        **table(contrib.NORM, domain=MICROSOFT),
+    },
     "sampling or transform of space": {**table(spatial.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
     "data movement": {
         **table(movement.RULES, indexing.RULES, reshape.RULES),
-        **table(indexing.CONTRIB, domain=MICROSOFT),
+        **table(contrib.MOVEMENT, indexing.CONTRIB, domain=MICROSOFT),
     },
 }
 """All rules, by what their operators do."""

@@ -39,7 +39,22 @@ _REASONS: dict[str, dict[str, str]] = {
     },
     "ai.onnx.preview": {"runs a subgraph that is not followed": "FlexAttention"},
     "ai.onnx.preview.training": {"trains: the weights are its data": "Adagrad Adam Gradient Momentum"},
-    MICROSOFT: {},
+    MICROSOFT: {
+        "hashes its input, and the least rounding changes all of it": "MurmurHash3",
+        "finds as many positions as the data have": "DynamicTimeWarping Unique",
+        "makes values out of the numbers of positions": "Range RelativePositionBias GatedRelativePositionBias",
+        "runs a subgraph that is not followed": "BeamSearch GreedySearch Sampling WhisperBeamSearch",
+        "works on text or on its tokens, which have no channels": (
+            "BifurcationDetector NGramHashMapping NGramRepeatBlock Tokenizer VarlenNGramHashMapping WordConvEmbedding"
+        ),
+        "attends inside a recurrence": "AttnLSTM",
+        "sends every token to experts of its own": "MoE QMoE",
+        "packs its weights in blocks of bits": (
+            "GatherBlockQuantized MatMulBnb4 MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulFpQ4 "
+            "MatMulNBits MatMulNBitsMlp MatMulNBitsQkv"
+        ),
+        "takes the place of a whole graph": "EPContext Snpe",
+    },
     f"{MICROSOFT}.nchwc": {
         "keeps channels in blocks as wide as the processor's vectors": (
             "AveragePool Conv GlobalAveragePool GlobalMaxPool MaxPool ReorderInput ReorderOutput Upsample"
