@@ -39,6 +39,7 @@ SHAPE_OPERANDS = {
     "Reshape": 1,
     "Resize": 3,
 }
+SEQUENCES = ("SequenceConstruct", "SplitToSequence")
 TRIALS = 8
 UNSTEADY = "fixed input sizes (--shape, or export with them)"
 INTERFACE = "nothing: the model's inputs and outputs stay as they are"
@@ -177,8 +178,13 @@ class _Analysis:
             self.coupling.flaws.append(flaw)
 
     def _has_shapes(self, view: View) -> bool:
+        """Whether the shapes of all tensors are known; sequences of tensors have none."""
         names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
-        return all(n in self.net.shapes for n in names)
+        return all(n in self.net.shapes or self._is_sequence(n) for n in names)
+
+    def _is_sequence(self, name: str) -> bool:
+        maker = self.net.producer.get(name)
+        return maker is not None and self.net.nodes[maker].op in SEQUENCES
 
     def is_live(self, dim: Dim) -> bool:
         """Whether channels can lie on this axis: it stems from a weight. Axes of size 1 have nothing to give."""

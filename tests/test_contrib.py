@@ -121,13 +121,9 @@ def runs(g: Groups) -> None:
     oracle.compare(pruned, pruned, pruned, {"x": w(1, 3, 6, 6)})
 
 
-def test_a_normalised_sum_that_puts_out_its_statistics() -> None:
-    nodes = [("SkipLayerNormalization", "f f v", "b m", MS)]
-    try:
-        g = tokens(nodes, {"v": w(8)}, ("Identity", "b", "y"))
-    except Exception as error:  # the CPU's kernel leaves the statistics out
-        pytest.skip(f"{error}")
-    assert why(g, "a").startswith("SkipLayerNormalization")
+def test_a_normalised_sum_that_puts_out_its_statistics_freezes() -> None:
+    g = tokens([("SkipLayerNormalization", "f f v", "b m", MS)], {"v": w(8)})
+    assert why(group(g.net, approximate=True), "a") == "SkipLayerNormalization 'b' also outputs its statistics"
 
 
 def test_looked_up_tables_that_are_added_and_normalised() -> None:

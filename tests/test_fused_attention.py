@@ -37,7 +37,7 @@ LAST = ("MatMul", "b wo", "y")
 # ---- ai.onnx Attention
 
 
-@pytest.mark.parametrize("opset", [23, 24])
+@pytest.mark.parametrize("opset", [23, 24, 25])
 def test_heads_of_attention_on_packed_features(opset: int) -> None:
     """Four heads of three; values have two places a head."""
     nodes, weights = projections(12, 12, 8, 8)
@@ -269,3 +269,13 @@ def test_places_within_heads_are_scored_by_the_product() -> None:
     found = next(x.values for x in scores.layers if x.layer == "at (scores)")
     assert found.shape == (5,)
     assert (found > 0).all()
+
+
+def test_linear_attention_of_the_standard_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOW_RELEASED_ONNX_OPSET_ONLY", "0")  # ONNX Runtime 1.31 has opset 27, but as a preview
+    nodes, weights = projections(12, 12, 8, 8)
+    attributes = {"q_num_heads": 4, "kv_num_heads": 4, "update_rule": "linear"}
+    g = net([*nodes, ("LinearAttention", "q k v", "b st", attributes), LAST], weights, 27)
+    assert together(g, "q.2[3]", "k.2[5]", "v.2[2]", "b.2[3]", "st.1[1]")
+    assert attribute(cut(g, "b.2", [0, 2]), "b", "kv_num_heads") == 2
+    holds(g)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from test_rules import LAST, build, cut, holds, ints, owner, prunable, seeded, shape, together, w, why
 
+from onnxprune.graph import Network
+from onnxprune.passes.group import group
 from onnxprune.passes.surgery import mask, surgery
 
 __all__ = ["seeded"]  # every test draws the same weights
@@ -134,3 +136,25 @@ def test_what_depends_on_the_data_freezes_with_the_reason() -> None:
     g = build([*nodes, ("Add", "a s", "b"), LAST], {"sp": ints(2, 3), "wl": w(4, 8, 1, 1)})
     assert why(g, "a") == "NonZero 'n' finds as many positions as the data have"
     assert prunable(g, "a") == 0
+
+
+def test_a_causal_convolution_of_the_standard_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOW_RELEASED_ONNX_OPSET_ONLY", "0")  # ONNX Runtime 1.31 has opset 27, but as a preview
+    nodes = [("Reshape", "a s", "f"), ("CausalConvWithState", "f w1 b1", "b st", {"activation": "swish"}), LAST]
+    g = build(nodes, {"s": ints(1, 8, 36), "w1": w(8, 1, 3), "b1": w(8), "wl": w(4, 8, 1)}, opset=27, ir=10)
+    assert together(g, "a.1[3]", "w1.0[3]", "b1.0[3]", "b.1[3]", "st.1[3]", "wl.1[3]")
+    holds(g)
+
+
+def test_a_gated_activation_that_no_runtime_has_yet() -> None:
+    """SwiGLU came with opset 28: what its inputs are tied to can be read off without a run."""
+    nodes = [helper.make_node("MatMul", ["x", n], [f"{n}x"]) for n in ("wa", "wb")]
+    nodes += [helper.make_node("SwiGLU", ["wax", "wbx"], ["h"]), helper.make_node("MatMul", ["h", "wl"], ["y"])]
+    tensors = {"wa": w(4, 6), "wb": w(4, 6), "wl": w(6, 2)}
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [3, 4]), ("y", [3, 2])))
+    graph = helper.make_graph(nodes, "net", [x], [y], [numpy_helper.from_array(v, k) for k, v in tensors.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 28)])
+    shapes = {"x": (3, 4), "wax": (3, 6), "wbx": (3, 6), "h": (3, 6), "y": (3, 2), **{k: v.shape for k, v in tensors.items()}}
+    g = group(Network(model, shapes, {}))
+    assert together(g, "wa.1[3]", "wb.1[3]", "wax.1[3]", "wbx.1[3]", "h.1[3]", "wl.0[3]")
+    assert prunable(g, "h") == 6

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from onnxprune.rules import (
     attention,
+    classical,
     contrib,
     contrib_attention,
     conv,
@@ -16,6 +17,7 @@ from onnxprune.rules import (
     quantized,
     recurrent,
     reshape,
+    sequences,
     spatial,
 )
 from onnxprune.rules.base import (
@@ -42,6 +44,7 @@ from onnxprune.rules.base import (
 )
 
 MICROSOFT = "com.microsoft"
+CLASSICAL = "ai.onnx.ml"
 FAMILIES: Mapping[str, RuleTable] = {
     "linear layer": {
         **table(conv.RULES, linear.RULES, einsum.RULES, recurrent.RULES, {"CausalConvWithState": contrib.CAUSAL_CONV}),
@@ -54,15 +57,18 @@ FAMILIES: Mapping[str, RuleTable] = {
     "element by element": {
         **table(elementwise.RULES, quantized.RULES),
         **table(contrib.ELEMENTWISE, domain=MICROSOFT),
+        **table(classical.ELEMENTWISE, domain=CLASSICAL),
     },
     "normalisation, pooling or reduction": {
         **table(norm.RULES, contrib.UNOFFICIAL),
         **table(contrib.NORM, domain=MICROSOFT),
+        **table(classical.NORM, domain=CLASSICAL),
     },
     "sampling or transform of space": {**table(spatial.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
     "data movement": {
-        **table(movement.RULES, indexing.RULES, reshape.RULES),
+        **table(movement.RULES, indexing.RULES, reshape.RULES, sequences.RULES),
         **table(contrib.MOVEMENT, indexing.CONTRIB, domain=MICROSOFT),
+        **table(classical.MOVEMENT, domain=CLASSICAL),
     },
 }
 """All rules, by what their operators do."""

@@ -19,10 +19,7 @@ _REASONS: dict[str, dict[str, str]] = {
             "AffineGrid BlackmanWindow EyeLike HammingWindow HannWindow MelWeightMatrix Range"
         ),
         "picks a class by its number": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss",
-        "puts tensors into a sequence, whose parts are not followed": (
-            "ConcatFromSequence SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength "
-            "SplitToSequence"
-        ),
+        "works on a sequence of tensors that is not followed": "SequenceEmpty SequenceErase SequenceInsert SequenceLength",
         "makes a value optional, and what may be missing is not followed": "Optional OptionalGetElement OptionalHasElement",
         "works on text, which has no channels": "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer",
         "reads a picture's file": "ImageDecoder",
