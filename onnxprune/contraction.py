@@ -61,6 +61,8 @@ def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Co
     x, w = x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)
     if layer.op in CONVOLUTIONS:
         yield from _convolution(groups, layer, x, w)
+    elif layer.op == "DeformConv":
+        yield from _sampled(groups, layer, x, w)
     elif layer.op in einsum.PRODUCTS:
         for rows, weight in einsum.contracted(groups.net, layer, x, w):
             yield Contraction(rows, weight, positions=np.arange(rows.shape[1]))
@@ -73,6 +75,22 @@ def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Co
         matrix = np.moveaxis(w, layer.w.axis, -1).reshape(-1, channels)
         rows = np.ascontiguousarray(by_sample.reshape(by_sample.shape[0], channels, -1))  # [samples, I, rows of a sample]
         yield Contraction(rows, np.ascontiguousarray(matrix)[:, :, None], positions=np.arange(channels))
+
+
+def _sampled(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Contraction]:
+    """A deformable convolution as if every tap were an output of its own, and read every position.
+
+    It reads weighted means of positions, all channels at the same ones: where activations have one sign, no share of a
+    channel in a sum of such means is larger than its largest share at a single tap and position, so that the sensitivities
+    come out too large rather than too small. Where a mean cancels, they are estimates.
+    """
+    count = int(groups.net.nodes[layer.index].attrs.get("group", 1))
+    width, rows = x.shape[1] // count, w.shape[0] // count
+    flat = x.reshape(*x.shape[:2], -1)
+    for g in range(count):
+        positions = np.arange(g * width, (g + 1) * width)
+        taps = np.moveaxis(w[g * rows : (g + 1) * rows], 1, -1).reshape(-1, width)
+        yield Contraction(np.ascontiguousarray(flat[:, positions]), np.ascontiguousarray(taps)[:, :, None], positions=positions)
 
 
 def stackable(groups: Groups, layer: Layer) -> bool:

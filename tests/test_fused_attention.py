@@ -242,6 +242,16 @@ def test_the_rotary_embedding_of_onnx_runtime(partial: bool) -> None:
     holds(g)
 
 
+def test_the_rotary_embedding_of_three_positions() -> None:
+    nodes, weights = projections(16, 16, 16, 16)
+    places = np.tile(np.arange(TOKENS), (3, 1, 1))
+    node = ("MRotaryEmbedding", "q pos cos sin", "b", {"num_heads": 4, "mrope_section": [1, 1, 0], **MS})
+    g = net([*nodes, node, LAST], {**weights, "pos": places, "cos": w(9, 2), "sin": w(9, 2)}, 18)
+    assert together(g, "q.2[4]", "q.2[7]", "b.2[5]")
+    assert attribute(cut(g, "q.2", [4]), "b", "num_heads") == 3
+    holds(g)
+
+
 @pytest.mark.parametrize(("q", "kv", "fine"), [(4, 4, True), (4, 4, False), (4, 2, False), (4, 1, False)])
 def test_linear_attention(q: int, kv: int, fine: bool) -> None:
     nodes, weights = projections(q * 3, kv * 3, kv * 2, q * 2)

@@ -31,7 +31,7 @@ PLACES = {f"i{place}": np.array(place) for place in (0, 1, 2, -1)}
 def test_parts_of_a_split(lengths: Any, starts: list[int], opset: int) -> None:
     ends = [*starts[1:], 8]
     weights = {f"w{n}": w(2, end - start, 1, 1) for n, (start, end) in enumerate(zip(starts, ends, strict=True))}
-    places = list(range(len(starts) - 1)) + [-1]
+    places = [*range(len(starts) - 1), -1]
     g = build(
         [("SplitToSequence", "a n", "s", {"axis": 1}), *taken(*places)], {**weights, **PLACES, "n": lengths}, opset=opset, ir=10
     )

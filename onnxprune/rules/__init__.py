@@ -8,6 +8,7 @@ from onnxprune.rules import (
     contrib,
     contrib_attention,
     conv,
+    deform,
     einsum,
     elementwise,
     indexing,
@@ -47,7 +48,9 @@ MICROSOFT = "com.microsoft"
 CLASSICAL = "ai.onnx.ml"
 FAMILIES: Mapping[str, RuleTable] = {
     "linear layer": {
-        **table(conv.RULES, linear.RULES, einsum.RULES, recurrent.RULES, {"CausalConvWithState": contrib.CAUSAL_CONV}),
+        **table(
+            conv.RULES, deform.RULES, linear.RULES, einsum.RULES, recurrent.RULES, {"CausalConvWithState": contrib.CAUSAL_CONV}
+        ),
         **table(contrib.LINEAR, einsum.CONTRIB, domain=MICROSOFT),
     },
     "attention": {

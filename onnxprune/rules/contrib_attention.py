@@ -177,5 +177,6 @@ RULES = {
     "MultiHeadAttention": Rule(multi_head, multi_head_fixup, multi_head_layers),
     "GroupQueryAttention": Rule(grouped, grouped_fixup, grouped_layers),
     "LinearAttention": LINEAR,
+    "MRotaryEmbedding": Rule(rotary, rotary_fixup),
     "RotaryEmbedding": Rule(rotary, rotary_fixup),
 }

@@ -16,7 +16,7 @@ _REASONS: dict[str, dict[str, str]] = {
             "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
         ),
         "makes values out of the numbers of positions": (
-            "AffineGrid BlackmanWindow EyeLike HammingWindow HannWindow MelWeightMatrix Range"
+            "BlackmanWindow EyeLike HammingWindow HannWindow MelWeightMatrix Range"
         ),
         "picks a class by its number": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss",
         "works on a sequence of tensors that is not followed": "SequenceEmpty SequenceErase SequenceInsert SequenceLength",
@@ -45,12 +45,34 @@ _REASONS: dict[str, dict[str, str]] = {
             "BifurcationDetector NGramHashMapping NGramRepeatBlock Tokenizer VarlenNGramHashMapping WordConvEmbedding"
         ),
         "attends inside a recurrence": "AttnLSTM",
+        "decodes from a cache that is the model's own input": "DecoderMaskedMultiHeadAttention",
         "sends every token to experts of its own": "MoE QMoE",
         "packs its weights in blocks of bits": (
             "GatherBlockQuantized MatMulBnb4 MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulFpQ4 "
             "MatMulNBits MatMulNBitsMlp MatMulNBitsQkv"
         ),
         "takes the place of a whole graph": "EPContext Snpe",
+        "mixes the streams of hyper-connections": "BranchwiseRMSNorm EngramGate HyperConnectionPostMix HyperConnectionPreMix",
+        "attends along a pattern that goes by the numbers of heads": "SparseAttention",
+        "attends to what an indexer picks by its values": (
+            "DynamicSparseAttention PackedSparseAttentionIndexer SparseAttentionIndexer SparsePagedAttention"
+        ),
+        "takes a sparse matrix, which has no axes to cut": "SparseToDenseMatMul",
+        "is internal to ONNX Runtime's optimiser": "ConvTransposeWithDynamicPads MaxpoolWithMask",
+        "computes with integers that stand for fractions": (
+            "DequantizeBFP DequantizeLinear DequantizeWithOrder DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulInteger16 "
+            "MatMulIntegerToFloat MulInteger QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool "
+            "QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid "
+            "QLinearSoftmax QLinearWhere QOrderedAttention QOrderedGelu QOrderedLayerNormalization "
+            "QOrderedLongformerAttention QOrderedMatMul QuantizeBFP QuantizeLinear QuantizeWithOrder ReduceSumInteger"
+        ),
+        "has no kernel for the CPU, on which cuts are checked": (
+            "BiasAdd BiasDropout BiasSoftmax BiasSplitGelu BitmaskBiasDropout BitmaskDropout ComplexMul ComplexMulConj "
+            "DecoderAttention DecoderMaskedSelfAttention FusedMatMulActivation GatedDeltaNet "
+            "GemmFastGelu GemmFloat8 GemmaRotaryEmbedding GroupNorm Irfft IsAllFinite LongformerAttention NhwcConv "
+            "NhwcFusedConv PackedAttention PackedMultiHeadAttention PagedAttention RemovePadding RestorePadding Rfft "
+            "SkipGroupNorm TorchEmbedding VarlenCausalConvWithState"
+        ),
     },
     f"{MICROSOFT}.nchwc": {
         "keeps channels in blocks as wide as the processor's vectors": (
