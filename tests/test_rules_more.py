@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import oracle
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from test_rules import LAST, build, cut, holds, ints, owner, prunable, seeded, shape, together, w, why
 
 from onnxprune.graph import Network
+from onnxprune.groups import Groups
 from onnxprune.passes.group import group
 from onnxprune.passes.surgery import mask, surgery
 
@@ -146,15 +149,31 @@ def test_a_causal_convolution_of_the_standard_domain(monkeypatch: pytest.MonkeyP
     holds(g)
 
 
+def unrun(nodes: list[onnx.NodeProto], tensors: dict[str, Any], shapes: dict[str, tuple[int, ...]], opset: int) -> Groups:
+    """The groups of a model that no runtime runs yet, from the shapes that its tensors must have."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, shapes[n]) for n in "xy")
+    graph = helper.make_graph(nodes, "net", [x], [y], [numpy_helper.from_array(v, k) for k, v in tensors.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return group(Network(model, {**shapes, **{k: v.shape for k, v in tensors.items()}}, {}))
+
+
 def test_a_gated_activation_that_no_runtime_has_yet() -> None:
-    """SwiGLU came with opset 28: what its inputs are tied to can be read off without a run."""
     nodes = [helper.make_node("MatMul", ["x", n], [f"{n}x"]) for n in ("wa", "wb")]
     nodes += [helper.make_node("SwiGLU", ["wax", "wbx"], ["h"]), helper.make_node("MatMul", ["h", "wl"], ["y"])]
-    tensors = {"wa": w(4, 6), "wb": w(4, 6), "wl": w(6, 2)}
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [3, 4]), ("y", [3, 2])))
-    graph = helper.make_graph(nodes, "net", [x], [y], [numpy_helper.from_array(v, k) for k, v in tensors.items()])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 28)])
-    shapes = {"x": (3, 4), "wax": (3, 6), "wbx": (3, 6), "h": (3, 6), "y": (3, 2), **{k: v.shape for k, v in tensors.items()}}
-    g = group(Network(model, shapes, {}))
+    shapes = {"x": (3, 4), "wax": (3, 6), "wbx": (3, 6), "h": (3, 6), "y": (3, 2)}
+    g = unrun(nodes, {"wa": w(4, 6), "wb": w(4, 6), "wl": w(6, 2)}, shapes, 28)
     assert together(g, "wa.1[3]", "wb.1[3]", "wax.1[3]", "wbx.1[3]", "h.1[3]", "wl.0[3]")
     assert prunable(g, "h") == 6
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_both_orders_of_space_to_depth(mode: str) -> None:
+    """Against the reference implementation: which channel does every output channel come from?"""
+    moved = helper.make_node("SpaceToDepth", ["a"], ["b"], blocksize=2, mode=mode)
+    nodes = [helper.make_node("Conv", ["x", "wa"], ["a"]), moved, helper.make_node("Conv", ["b", "wl"], ["y"])]
+    shapes = {"x": (1, 3, 4, 4), "a": (1, 5, 4, 4), "b": (1, 20, 2, 2), "y": (1, 2, 2, 2)}
+    g = unrun(nodes, {"wa": w(5, 3, 1, 1), "wl": w(2, 20, 1, 1)}, shapes, 28)
+    labels = np.broadcast_to(np.arange(5, dtype=np.float32).reshape(1, 5, 1, 1), shapes["a"])
+    made = ReferenceEvaluator(moved).run(None, {"a": labels})[0]
+    for channel, source in enumerate(made[0, :, 0, 0]):
+        assert together(g, f"b.1[{channel}]", f"a.1[{int(source)}]")

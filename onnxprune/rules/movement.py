@@ -223,8 +223,9 @@ def depth_to_space(view: View) -> Iterator[Fact]:
         source = labels.reshape(b * b, made).T
     elif view.op == "DepthToSpace":
         source = labels.reshape(made, b * b)
-    else:  # SpaceToDepth: output channel k = offset * C + c
-        yield Tie(view.x(0, 1), view.y(1), np.tile(labels, b * b), None)
+    else:  # SpaceToDepth: output channel k = offset * C + c, or c * b^2 + offset (mode CRD, since opset 28)
+        crd = view.attr("mode", "DCR") == "CRD"
+        yield Tie(view.x(0, 1), view.y(1), np.repeat(labels, b * b) if crd else np.tile(labels, b * b), None)
         return
     yield Tie(view.x(0, 1), view.y(1), source.ravel(), np.repeat(np.arange(made), b * b))
 
