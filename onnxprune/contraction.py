@@ -101,7 +101,12 @@ def stackable(groups: Groups, layer: Layer) -> bool:
 
 
 def _products(a: int, x: Array, b: int, w: Array) -> Iterator[Contraction]:
-    """x w' for every entry of the batch, in which w is another one each time. a, b: the summed axes."""
+    """x w' for every entry of the batch, in which w is another one each time. a, b: the summed axes.
+
+    Where several heads of x share one of w (grouped queries) that one is repeated.
+    """
+    if x.ndim == w.ndim == 4 and 1 < w.shape[1] < x.shape[1]:
+        w = np.repeat(w, x.shape[1] // w.shape[1], axis=1)
     rows, columns = np.moveaxis(x, a, -1), np.moveaxis(w, b, -1)
     batch = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
     rows, columns = (np.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (rows, columns))

@@ -77,8 +77,8 @@ def has_output(view: View, o: int) -> bool:
 def costs(view: View, rows: int, q: tuple[Dim, ...], out: tuple[Dim, ...], other: Dim | None = None) -> list[Layer]:
     """The two products of attention: probabilities by values, queries by keys.
 
-    rows: pairs of a query and a key. q, out: the axes with heads and places in a head. other: the places in a head of keys
-    where the second product can be calibrated on.
+    rows: pairs of a query and a key. q, out: the axes with heads and places in a head. other: the places in a head of keys,
+    where they have an axis.
     """
     scores = Layer(view.index, f"{view.label} (scores)", view.op, q[-1], None, out[-1], rows, q, "", other)
     return [Layer(view.index, view.label, view.op, out[-1], None, out[-1], rows, out, ""), scores]
@@ -101,28 +101,23 @@ def attention(view: View) -> Iterator[Fact]:
     keys = [packed(view, 1, kv), packed(view, 2, kv), *optional(view, kv, [(4, -3), (5, -3)], [(1, -3), (2, -3)])]
     yield from together(view, queries, keys)
     if len(view.shape(0)) == 4:
-        yield from _places(view, kv in (q, 1))
+        yield from _places(view)
 
 
-def _places(view: View, alike: bool) -> Iterator[Fact]:
-    """Places within the heads: values hand theirs on, queries and keys are multiplied.
-
-    alike: as many heads of keys as of queries, or one; else the product is none that calibration knows.
-    """
-    value = view.x(2, 3)
+def _places(view: View) -> Iterator[Fact]:
+    """Places within the heads: values hand theirs on, queries and keys are multiplied."""
+    query, key, value = view.x(0, 3), view.x(1, 3), view.x(2, 3)
     yield Tie(value, view.y(3))
     if view.has(5):
         yield Tie(value, view.x(5, 3))
     if has_output(view, 2):
         yield Tie(value, view.y(3, 2))
-    if alike:
-        query, key = view.x(0, 3), view.x(1, 3)
-        yield Tie(query, key)
-        yield Contracts((query,) if view.has(4) else (query, key))  # the past of the keys cannot be silenced
-        if view.has(4):
-            yield Tie(key, view.x(4, 3))
-        if has_output(view, 1):
-            yield Tie(key, view.y(3, 1))
+    yield Tie(query, key)
+    yield Contracts((query,) if view.has(4) else (query, key))  # the past of the keys cannot be silenced
+    if view.has(4):
+        yield Tie(key, view.x(4, 3))
+    if has_output(view, 1):
+        yield Tie(key, view.y(3, 1))
 
 
 def attention_fixup(view: View, resize: Resize) -> Iterator[Edit]:
@@ -137,13 +132,11 @@ def attention_fixup(view: View, resize: Resize) -> Iterator[Edit]:
 
 
 def attention_layers(view: View) -> list[Layer]:
-    q, kv = _counts(view)
     keys = view.shape(1)[-2] + (view.shape(4)[-2] if view.has(4) else 0)
     rows = view.shape(0)[0] * view.shape(0)[-2] * keys
     if len(view.shape(0)) == 3:
         return costs(view, rows, (view.x(0, 2),), (view.y(2),))
-    other = view.x(1, 3) if kv in (q, 1) else None
-    return costs(view, rows, (view.x(0, 1), view.x(0, 3)), (view.y(1), view.y(3)), other)
+    return costs(view, rows, (view.x(0, 1), view.x(0, 3)), (view.y(1), view.y(3)), view.x(1, 3))
 
 
 def rotary(view: View) -> Iterator[Fact]:
