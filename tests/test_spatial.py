@@ -221,6 +221,8 @@ def test_a_scale_that_leaves_the_size_still_moves_the_channels(scale: float) -> 
 
 
 def test_scales_that_are_joined_of_constants_are_known() -> None:
+    nodes = [("Cast", "one", "f", {"to": 1}), ("Concat", "f two", "sc", {"axis": 0}), ("Resize", "a - sc", "b"), LAST]
+    holds(build(nodes, {"one": ints(1, 1), "two": np.full(2, 2, np.float32), "wl": w(4, 8, 1, 1)}))
     nodes = [("Concat", "one two", "sc", {"axis": 0}), ("Resize", "a - sc", "b", {"mode": "nearest"}), LAST]
     ones = np.ones(2, np.float32)
     holds(build(nodes, {"one": ones, "two": 2 * ones, "wl": w(4, 8, 1, 1)}))

@@ -242,11 +242,13 @@ def _scale(view: View, axis: int) -> float | None:
 
 
 def _number(net: Network, name: str, place: int) -> float | None:
-    """An entry of a vector that is constant, or joined of others of which that part is constant."""
+    """An entry of a vector that is constant, or joined of parts of which that one is constant, cast or not."""
     value = net.array(name) if name in net.fixed else None
     if value is not None:
         return float(value.ravel()[place])
     maker = net.nodes[net.producer[name]] if name in net.producer else None
+    if maker is not None and maker.op in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+        return _number(net, maker.inputs[0].name, place)
     if maker is None or maker.op != "Concat":
         return None
     for part in maker.inputs:
