@@ -14,7 +14,7 @@ import numpy as np
 from onnxprune.channels import ChannelGroup, Index
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
-from onnxprune.rules import Layer
+from onnxprune.rules import Layer, einsum
 
 CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
 CONV_ATTRIBUTES = ("strides", "pads", "dilations", "auto_pad", "output_padding", "output_shape")
@@ -60,6 +60,11 @@ def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Co
     x, w = x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)
     if layer.op in CONVOLUTIONS:
         yield from _convolution(groups, layer, x, w)
+    elif layer.op == "DeformConv":
+        yield from _sampled(groups, layer, x, w)
+    elif layer.op in einsum.PRODUCTS:
+        for rows, weight in einsum.contracted(groups.net, layer, x, w):
+            yield Contraction(rows, weight, positions=np.arange(rows.shape[1]))
     elif layer.other is not None:
         yield from _products(layer.x.axis, x, layer.other.axis, w)
     elif groups.net.nodes[layer.index].attrs.get("alpha", 1.0):  # a Gemm with alpha 0 makes nothing of what it reads
@@ -71,8 +76,36 @@ def normal_form(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Co
         yield Contraction(rows, np.ascontiguousarray(matrix)[:, :, None], positions=np.arange(channels))
 
 
+def _sampled(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Contraction]:
+    """A deformable convolution as if every tap were an output of its own, and read every position.
+
+    It reads weighted means of positions, all channels at the same ones: where activations have one sign, no share of a
+    channel in a sum of such means is larger than its largest share at a single tap and position, so that the sensitivities
+    come out too large rather than too small. Where a mean cancels, they are estimates.
+    """
+    count = int(groups.net.nodes[layer.index].attrs.get("group", 1))
+    width, rows = x.shape[1] // count, w.shape[0] // count
+    flat = x.reshape(*x.shape[:2], -1)
+    for g in range(count):
+        positions = np.arange(g * width, (g + 1) * width)
+        taps = np.moveaxis(w[g * rows : (g + 1) * rows], 1, -1).reshape(-1, width)
+        yield Contraction(np.ascontiguousarray(flat[:, positions]), np.ascontiguousarray(taps)[:, :, None], positions=positions)
+
+
+def stackable(groups: Groups, layer: Layer) -> bool:
+    """Whether axis 0 of what the layer reads counts samples or rows, so that several runs can be joined along it."""
+    if layer.x.axis == 0 or layer.other is not None:
+        return False
+    return layer.op not in einsum.PRODUCTS or einsum.rows_first(groups.net, layer)
+
+
 def _products(a: int, x: Array, b: int, w: Array) -> Iterator[Contraction]:
-    """x w' for every entry of the batch, in which w is another one each time. a, b: the summed axes."""
+    """x w' for every entry of the batch, in which w is another one each time. a, b: the summed axes.
+
+    Where several heads of x share one of w (grouped queries) that one is repeated.
+    """
+    if x.ndim == w.ndim == 4 and 1 < w.shape[1] < x.shape[1]:
+        w = np.repeat(w, x.shape[1] // w.shape[1], axis=1)
     rows, columns = np.moveaxis(x, a, -1), np.moveaxis(w, b, -1)
     batch = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
     rows, columns = (np.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (rows, columns))

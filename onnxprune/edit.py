@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from onnxprune.channels import Dim
 from onnxprune.control import defined, every_graph, graphs, layout
 from onnxprune.graph import Array, Network
-from onnxprune.rules.base import Edit, SetAttr, SetConst, SetInput
+from onnxprune.rules.base import Become, Edit, SetAttr, SetConst, SetInput
 
 Transform: TypeAlias = Callable[[Array, int], Array]
 """(array, axis) -> array."""
@@ -111,6 +111,14 @@ class Editor:
             self.set(tensor, value)
         elif isinstance(edit, SetInput):
             self._set_input(node, edit)
+        elif isinstance(edit, Become):
+            del node.input[1:]
+            for value in edit.constants:
+                node.input.append(self.add(f"{node.output[0]}.operand{len(node.input)}", value))
+            del node.attribute[:]
+            for name, setting in edit.attributes.items():
+                _set_attribute(node, name, setting)
+            node.op_type = edit.op
 
     def _set_input(self, node: onnx.NodeProto, edit: SetInput) -> None:
         while len(node.input) <= edit.position:

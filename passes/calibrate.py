@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune import runtime
 from onnxprune.channels import Index
-from onnxprune.contraction import consumers, units
+from onnxprune.contraction import consumers, stackable, units
 from onnxprune.control import expose
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
@@ -129,10 +129,11 @@ def _runs(
 def _stack(groups: Groups, layers: Sequence[Layer], reads: Sequence[str]) -> int:
     """How many runs of a model that prescribes a small batch are scored together: scoring one by one is all overhead.
 
-    Axis 0 only ever counts samples or rows of a linear map, unless a layer sums over it or multiplies two activations.
+    Axis 0 counts samples or rows of a linear map, unless a layer sums over it, shares it with its weight or multiplies two
+    activations.
     """
     fixed = fixed_batch(groups)
-    if fixed is None or any(layer.x.axis == 0 or layer.other is not None for layer in layers):
+    if fixed is None or not all(stackable(groups, layer) for layer in layers):
         return 1
     per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in reads)
     return max(1, min(MAX_BATCH // fixed, MEMORY // max(1, per_run)))

@@ -26,12 +26,22 @@ from onnxprune.rules import (
     View,
     Ways,
 )
+from onnxprune.rules.frozen import REASONS
 from onnxprune.silence import Silencers, silenceable
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
-SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
+SHAPE_OPERANDS = {
+    "AffineGrid": 1,
+    "CenterCropPad": 1,
+    "ConstantOfShape": 0,
+    "Expand": 1,
+    "MaxUnpool": 2,
+    "Reshape": 1,
+    "Resize": 3,
+}
+SEQUENCES = ("SequenceConstruct", "SplitToSequence")
 TRIALS = 8
 UNSTEADY = "fixed input sizes (--shape, or export with them)"
 INTERFACE = "nothing: the model's inputs and outputs stay as they are"
@@ -169,11 +179,19 @@ class _Analysis:
         node = self.net.model.graph.node[view.index]
         if key(node) in self.net.inside.opaque:
             return f"{view} is not followed: {self.net.inside.opaque[key(node)]}"
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if (domain, node.op_type) in REASONS and (domain, node.op_type) not in self.rules:
+            return f"{view} {REASONS[domain, node.op_type]}"
         return f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
 
     def _has_shapes(self, view: View) -> bool:
+        """Whether the shapes of all tensors are known; sequences of tensors have none."""
         names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
-        return all(n in self.net.shapes for n in names)
+        return all(n in self.net.shapes or self._is_sequence(n) for n in names)
+
+    def _is_sequence(self, name: str) -> bool:
+        maker = self.net.producer.get(name)
+        return maker is not None and self.net.nodes[maker].op in SEQUENCES
 
     def is_live(self, dim: Dim) -> bool:
         """Whether channels can lie on this axis: it stems from a weight. Axes of size 1 have nothing to give."""

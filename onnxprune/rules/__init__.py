@@ -1,9 +1,31 @@
 """Operator rules: one small function per operator family, collected in tables that add up."""
 
+from collections.abc import Mapping
+
 from onnxprune.control import FLAT
-from onnxprune.rules import contrib, control, conv, elementwise, linear, movement, norm, quantized, recurrent, reshape
+from onnxprune.rules import (
+    attention,
+    classical,
+    contrib,
+    contrib_attention,
+    control,
+    conv,
+    deform,
+    einsum,
+    elementwise,
+    indexing,
+    linear,
+    movement,
+    norm,
+    quantized,
+    recurrent,
+    reshape,
+    sequences,
+    spatial,
+)
 from onnxprune.rules.base import (
     Approximate,
+    Become,
     Consumer,
     Contracts,
     Edit,
@@ -24,18 +46,47 @@ from onnxprune.rules.base import (
     table,
 )
 
-STANDARD: RuleTable = {
-    **table(
-        conv.RULES, linear.RULES, recurrent.RULES, quantized.RULES, elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES
-    ),
-    **table(contrib.RULES, domain="com.microsoft"),
-    **table(control.RULES, domain=FLAT),
+MICROSOFT = "com.microsoft"
+CLASSICAL = "ai.onnx.ml"
+FAMILIES: Mapping[str, RuleTable] = {
+    "linear layer": {
+        **table(
+            conv.RULES, deform.RULES, linear.RULES, einsum.RULES, recurrent.RULES, {"CausalConvWithState": contrib.CAUSAL_CONV}
+        ),
+        **table(contrib.LINEAR, einsum.CONTRIB, domain=MICROSOFT),
+    },
+    "attention": {
+        **table(attention.RULES, {"LinearAttention": contrib_attention.LINEAR}),
+        **table(contrib_attention.RULES, domain=MICROSOFT),
+    },
+    "element by element": {
+        **table(elementwise.RULES, quantized.RULES),
+        **table(contrib.ELEMENTWISE, domain=MICROSOFT),
+        **table(classical.ELEMENTWISE, domain=CLASSICAL),
+    },
+    "normalisation, pooling or reduction": {
+        **table(norm.RULES, contrib.UNOFFICIAL),
+        **table(contrib.NORM, domain=MICROSOFT),
+        **table(classical.NORM, domain=CLASSICAL),
+    },
+    "sampling or transform of space": {**table(spatial.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
+    "data movement": {
+        **table(movement.RULES, indexing.RULES, reshape.RULES, sequences.RULES),
+        **table(contrib.MOVEMENT, indexing.CONTRIB, domain=MICROSOFT),
+        **table(classical.MOVEMENT, domain=CLASSICAL),
+    },
+    "control flow": table(control.RULES, domain=FLAT),
 }
+"""All rules, by what their operators do."""
+
+STANDARD: RuleTable = {key: rule for family in FAMILIES.values() for key, rule in family.items()}
 
 
 __all__ = [
+    "FAMILIES",
     "STANDARD",
     "Approximate",
+    "Become",
     "Consumer",
     "Contracts",
     "Edit",

@@ -132,7 +132,16 @@ class SetConst:
     value: int
 
 
-Edit: TypeAlias = SetAttr | SetInput | SetConst
+@dataclass(frozen=True)
+class Become:
+    """Surgery turns the node into another operator with the same first input and output, new constants and attributes."""
+
+    op: str
+    constants: tuple[Array, ...]
+    attributes: Mapping[str, Any]
+
+
+Edit: TypeAlias = SetAttr | SetInput | SetConst | Become
 
 
 @dataclass(frozen=True)

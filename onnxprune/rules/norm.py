@@ -85,8 +85,17 @@ def pool(view: View) -> Iterator[Fact]:
 
 
 def max_pool(view: View) -> Iterator[Fact]:
+    """Indices count through the channels; only MaxUnpool, which counts alike, may read them."""
     yield from pool(view)
-    if len(view.node.outputs) > 1 and view.node.outputs[1].name:
+    if len(view.node.outputs) < 2 or not view.node.outputs[1].name:
+        return
+    name = str(view.node.outputs[1].name)
+    alone = name not in view.net.outputs and not any(name in c for c in view.net.captured)
+    if alone and all(position == 1 and view.net.nodes[i].op == "MaxUnpool" for i, position in view.net.uses.get(name, [])):
+        for axis in (0, 1):
+            if view.shape(0)[axis] > 1:
+                yield Tie(view.x(0, axis), view.y(axis, 1))
+    else:
         yield Freeze(view.x(0, 1), f"{view} also outputs indices, which count through the channels")
 
 
@@ -157,6 +166,12 @@ def trailing(view: View, i: int) -> Iterator[Fact]:
             yield Tie(view.y(axis - len(shape)), view.x(i, axis))
 
 
+def mean_variance_norm(view: View) -> Iterator[Fact]:
+    """Mean and variance over `axes`, by default all but the channels."""
+    rank = len(view.shape(0))
+    return normalising(view, {a % rank for a in view.attr("axes", [0, 2, 3])}, "sums over it")
+
+
 def lp_norm(view: View) -> Iterator[Fact]:
     return normalising(view, {view.attr("axis", -1) % len(view.shape(0))}, "normalises over it")
 
@@ -181,5 +196,7 @@ RULES |= {
     "LayerNormalization": Rule(layer_norm),
     "RMSNormalization": Rule(layer_norm),
     "LpNormalization": Rule(lp_norm),
+    "MeanVarianceNormalization": Rule(mean_variance_norm),
     "CumSum": Rule(cum_sum),
+    "CumProd": Rule(cum_sum),
 }
