@@ -111,6 +111,20 @@ class Symbols:
                     self.entries[name] = [Const(int(v), (name, k)) for k, v in enumerate(values.ravel())]
         return self.entries.get(name)
 
+    def sizes_in(self, name: str) -> tuple[Dim, ...]:
+        """The axes whose sizes an integer tensor is made of."""
+        if name in self.net.initializers:
+            return ()
+        return tuple(dict.fromkeys(d for entry in self.entries.get(name, []) for d in sizes(entry)))
+
+    def number(self, name: str) -> Array:
+        """The value of a traced tensor in the probe run."""
+        value = self.net.array(name)
+        if value is None:
+            numbers = [evaluate(e, lambda d: self.net.shapes[d.tensor][d.axis]) for e in self.entries[name]]
+            value = np.array(numbers, np.int64).reshape(self.net.shapes[name])
+        return value
+
     def _trace(self, index: int) -> None:
         node = self.net.model.graph.node[index]
         if node.domain not in ("", "ai.onnx") or not node.output or not node.output[0]:

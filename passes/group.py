@@ -242,28 +242,15 @@ class _Analysis:
         if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
             return
         for position, tensor in enumerate(view.node.inputs):
-            if position == looked_after or not (dims := self._sizes_in(tensor.name)):
+            if position == looked_after or not (dims := self.symbols.sizes_in(tensor.name)):
                 continue
             if handed_out(self.net.model.graph.node[view.index], position):
                 self.unmentioned.extend(Freeze(d, f"{view} hands out its size") for d in dims)
             else:
-                self.pins.append(Pin(view.index, position, dims, self._number(tensor.name)))
+                self.pins.append(Pin(view.index, position, dims, self.symbols.number(tensor.name)))
         for name in self.net.captured[view.index]:
             why = f"a subgraph of {view} computes with its size"
-            self.unmentioned.extend(Freeze(d, why) for d in self._sizes_in(name))
-
-    def _sizes_in(self, name: str) -> tuple[Dim, ...]:
-        """The axes whose sizes an integer tensor is made of."""
-        if name in self.net.initializers:
-            return ()
-        return tuple(dict.fromkeys(d for entry in self.symbols.entries.get(name, []) for d in sizes(entry)))
-
-    def _number(self, name: str) -> Array:
-        value = self.net.array(name)
-        if value is None:
-            numbers = [evaluate(e, lambda d: self.net.shapes[d.tensor][d.axis]) for e in self.symbols.entries[name]]
-            value = np.array(numbers, np.int64).reshape(self.net.shapes[name])
-        return value
+            self.unmentioned.extend(Freeze(d, why) for d in self.symbols.sizes_in(name))
 
     def _freeze_unsteady(self) -> None:
         """What depends on more than the number of channels cannot become a constant: its axes are frozen."""
