@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.channels import Dim
-from onnxprune.graph import Array, Network
+from onnxprune.graph import Array, Network, constant_value
 from onnxprune.rules.base import Edit, SetAttr, SetConst, SetInput
 
 Transform: TypeAlias = Callable[[Array, int], Array]
@@ -25,10 +25,18 @@ class Editor:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(net.model)
         self._protos = {t.name: t for t in self.model.graph.initializer}
+        self._lists: dict[str, onnx.NodeProto] = {}  # Constant nodes that say their numbers without a tensor
         for node in self.model.graph.node:
             if node.op_type == "Constant" and node.output and node.output[0] in net.initializers:
-                self._protos[node.output[0]] = next(a.t for a in node.attribute if a.name == "value")
-        self._taken = {x for n in self.model.graph.node for x in [*n.input, *n.output]} | set(self._protos)
+                self._add_node(node)
+        self._taken = _names(self.model.graph)
+
+    def _add_node(self, node: onnx.NodeProto) -> None:
+        proto = constant_value(node)
+        assert proto is not None
+        self._protos[node.output[0]] = proto
+        if all(a.name != "value" for a in node.attribute):
+            self._lists[node.output[0]] = node
 
     def constants(self, changes: Mapping[Dim, Transform]) -> None:
         """Applies the transforms to constants, axis by axis; accidental sharing is undone where uses differ."""
@@ -51,7 +59,7 @@ class Editor:
     def _set_uses(self, tensor: str, values: Mapping[str, Array]) -> None:
         """One value for each use of a shared constant: in place if all agree, else a constant of its own for each value."""
         uses = [f"{node}.{position}" for node, position in self.net.uses[tensor]]
-        others = tensor in self.net.outputs or any(tensor in c for c in self.net.captured)
+        others = tensor in self.net.outputs or tensor in self.net.inside
         distinct = {v.tobytes() for v in values.values()}
         if len(distinct) == 1 and set(uses) == set(values) and not others:
             self.set(tensor, next(iter(values.values())))
@@ -67,6 +75,11 @@ class Editor:
 
     def set(self, tensor: str, value: Array) -> None:
         """Replaces the value of a constant in place; its type stays."""
+        if tensor in self._lists:
+            node = self._lists[tensor]
+            _set_attribute(node, next(a.name for a in node.attribute if a.name.startswith("value_")), value.tolist())
+            self._add_node(node)
+            return
         proto = self._protos[tensor]
         name, doc = proto.name, proto.doc_string
         proto.CopyFrom(_to_proto(value, proto.data_type))
@@ -99,9 +112,9 @@ class Editor:
         if isinstance(edit, SetAttr):
             _set_attribute(node, edit.name, edit.value)
         elif isinstance(edit, SetConst):
-            tensor, flat = edit.source
+            tensor = self._own(edit.source[0], edit.use)
             value = numpy_helper.to_array(self._protos[tensor]).copy()
-            value.reshape(-1)[flat] = edit.value
+            value.reshape(-1)[edit.source[1]] = edit.value
             self.set(tensor, value)
         elif isinstance(edit, SetInput):
             self._set_input(node, edit)
@@ -110,11 +123,23 @@ class Editor:
         while len(node.input) <= edit.position:
             node.input.append("")
         name = node.input[edit.position]
-        alone = name in self._protos and len(self.net.uses.get(name, [])) == 1 and name not in self.net.outputs
-        if alone and not any(name in c for c in self.net.captured):
+        if name in self._protos and self._alone(name):
             self.set(name, edit.value)
         else:
             node.input[edit.position] = self.add(name or f"{node.output[0]}.operand{edit.position}", edit.value)
+
+    def _alone(self, name: str) -> bool:
+        """Whether a constant has one reader, so that it may be changed in place."""
+        elsewhere = name in self.net.outputs or name in self.net.inside
+        return len(self.net.uses.get(name, [])) == 1 and not elsewhere
+
+    def _own(self, tensor: str, use: tuple[int, int]) -> str:
+        """The constant itself where nobody else reads it, else a copy for this use; asked again, the same copy."""
+        index, position = use
+        reads = self.model.graph.node[index].input
+        if reads[position] == tensor and not self._alone(tensor):
+            reads[position] = self.add(tensor, numpy_helper.to_array(self._protos[tensor]))
+        return str(reads[position])
 
     def declare(self, sizes: Mapping[str, Mapping[int, int]]) -> None:
         """Brings value_info up to date: sizes[tensor][axis] is the new size. An entry that does not fit is dropped."""
@@ -123,7 +148,10 @@ class Editor:
             dims = info.type.tensor_type.shape.dim
             stored = self._protos.get(info.name)
             new = sizes.get(info.name, {}) if stored is None else dict(enumerate(stored.dims))
-            if all(axis < len(dims) for axis in new):
+            rank = len(self.net.shapes.get(info.name, dims) if stored is None else stored.dims)
+            if not info.type.tensor_type.HasField("shape"):
+                keep.append(info)
+            elif not new or len(dims) == rank:
                 for axis, size in new.items():
                     if dims[axis].HasField("dim_value"):
                         dims[axis].dim_value = size
@@ -131,6 +159,17 @@ class Editor:
         fresh = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in keep]
         del self.model.graph.value_info[:]
         self.model.graph.value_info.extend(fresh)
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """All names that a graph and its subgraphs use for tensors, declared ones included."""
+    found = {v.name for v in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]}
+    for node in graph.node:
+        found.update([*node.input, *node.output])
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                found |= _names(inner)
+    return found
 
 
 def _to_proto(value: Array, data_type: int) -> onnx.TensorProto:

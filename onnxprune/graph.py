@@ -232,12 +232,17 @@ class Network:
         return [_captured(n) for n in self.model.graph.node]
 
     @cached_property
+    def inside(self) -> frozenset[str]:
+        """The outer tensors that any subgraph reads."""
+        return frozenset(name for names in self.captured for name in names)
+
+    @cached_property
     def initializers(self) -> dict[str, onnx.TensorProto]:
         """Every constant tensor of the file: initializers and outputs of Constant nodes."""
         found = {t.name: t for t in self.model.graph.initializer}
         for node in self.model.graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                value = next((a.t for a in node.attribute if a.name == "value"), None)
+                value = constant_value(node)
                 if value is not None:
                     found[node.output[0]] = value
         return found
@@ -298,6 +303,18 @@ class Network:
         for node in self.model.graph.node:
             count[node.name] = count.get(node.name, 0) + 1
         return count
+
+
+def constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """What a Constant node holds, numbers and lists of numbers as tensors too; None for strings and sparse tensors."""
+    for a in node.attribute:
+        if a.name == "value":
+            value: onnx.TensorProto = a.t
+            return value
+        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            kind = np.float32 if "float" in a.name else np.int64
+            return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(a), kind))
+    return None
 
 
 def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -11,14 +11,13 @@ from onnxprune.channels import Components, Coupling, Dim, Freeze, Tie
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups
 from onnxprune.rules import STANDARD, Consumer, Fresh, Layer, MustEqual, Reads, RuleTable, View, Ways
+from onnxprune.rules.reshape import SHAPE_OPERANDS
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
-# Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
-# a number.
-SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
 TRIALS = 8
 # Operators that make zero slices of the zero slices of all their operands.
-KEEP_ZEROS = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+KEEP_ZEROS = {"Cast", "Concat", "Flatten", "Gather", "GatherND", "Identity", "Mul", "Neg", "Reshape", "Slice", "Split"}
+KEEP_ZEROS |= {"Squeeze", "Transpose", "Unsqueeze"}
 
 
 def group(net: Network, rules: RuleTable = STANDARD) -> Groups:
