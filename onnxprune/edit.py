@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from onnxprune.channels import Dim
 from onnxprune.control import defined, every_graph, graphs, layout
 from onnxprune.graph import Array, Network
+from onnxprune.inline import constant_value
 from onnxprune.rules.base import Become, Edit, SetAttr, SetConst, SetInput
 
 Transform: TypeAlias = Callable[[Array, int], Array]
@@ -29,12 +30,20 @@ class Editor:
         self._graphs = list(graphs(self.model.graph, followed))
         self._nodes = [node for _, node in layout(self.model.graph, followed)]  # where the network's nodes stand in the copy
         self._protos = {t.name: t for g in self._graphs for t in g.initializer}
+        self._lists: dict[str, onnx.NodeProto] = {}  # Constant nodes that say their numbers without a tensor
         for node in self._nodes:
             if node.op_type == "Constant" and node.output and node.output[0] in net.initializers:
-                self._protos[node.output[0]] = next(a.t for a in node.attribute if a.name == "value")
+                self._add_node(node)
         self._declared = {i.name: i for i in self.model.graph.input if i.type.HasField("tensor_type")}
         self._taken = {name for g in every_graph(self.model.graph) for name in defined(g)}
         self._added: dict[str, int] = {}  # the highest number given to an initializer like another one
+
+    def _add_node(self, node: onnx.NodeProto) -> None:
+        proto = constant_value(node)
+        assert proto is not None
+        self._protos[node.output[0]] = proto
+        if all(a.name != "value" for a in node.attribute):
+            self._lists[node.output[0]] = node
 
     def constants(self, changes: Mapping[Dim, Transform]) -> None:
         """Applies the transforms to constants, axis by axis; accidental sharing is undone where uses differ."""
@@ -73,6 +82,11 @@ class Editor:
 
     def set(self, tensor: str, value: Array) -> None:
         """Replaces the value of a constant in place; its type stays."""
+        if tensor in self._lists:
+            node = self._lists[tensor]
+            _set_attribute(node, next(a.name for a in node.attribute if a.name.startswith("value_")), value.tolist())
+            self._add_node(node)
+            return
         proto = self._protos[tensor]
         name, doc = proto.name, proto.doc_string
         proto.CopyFrom(_to_proto(value, proto.data_type))
@@ -105,9 +119,9 @@ class Editor:
         if isinstance(edit, SetAttr):
             _set_attribute(node, edit.name, edit.value)
         elif isinstance(edit, SetConst):
-            tensor, flat = edit.source
+            tensor = self._own(edit.source[0], edit.use)
             value = numpy_helper.to_array(self._protos[tensor]).copy()
-            value.reshape(-1)[flat] = edit.value
+            value.reshape(-1)[edit.source[1]] = edit.value
             self.set(tensor, value)
         elif isinstance(edit, SetInput):
             self._set_input(node, edit)
@@ -124,11 +138,22 @@ class Editor:
         while len(node.input) <= edit.position:
             node.input.append("")
         name = node.input[edit.position]
-        alone = name in self._protos and len(self.net.uses.get(name, [])) == 1 and name not in self.net.read_elsewhere
-        if alone:
+        if name in self._protos and self._alone(name):
             self.set(name, edit.value)
         else:
             node.input[edit.position] = self.add(name or f"{node.output[0]}.operand{edit.position}", edit.value)
+
+    def _alone(self, name: str) -> bool:
+        """Whether a constant has one reader, so that it may be changed in place."""
+        return len(self.net.uses.get(name, [])) == 1 and name not in self.net.read_elsewhere
+
+    def _own(self, tensor: str, use: tuple[int, int]) -> str:
+        """The constant itself where nobody else reads it, else a copy for this use; asked again, the same copy."""
+        index, position = use
+        reads = self._nodes[index].input
+        if reads[position] == tensor and not self._alone(tensor):
+            reads[position] = self.add(tensor, numpy_helper.to_array(self._protos[tensor]))
+        return str(reads[position])
 
     def declare(self, sizes: Mapping[str, Mapping[int, int]]) -> None:
         """Brings declared shapes up to date: sizes[tensor][axis] is the new size. What does not fit is dropped.
@@ -148,10 +173,13 @@ class Editor:
 
     def _resized(self, info: onnx.ValueInfoProto, sizes: Mapping[str, Mapping[int, int]]) -> bool:
         """Writes the new sizes into a declared shape; False where it does not have these axes."""
+        if not info.type.tensor_type.HasField("shape"):
+            return True
         dims = info.type.tensor_type.shape.dim
         stored = self._protos.get(info.name)
         new = sizes.get(info.name, {}) if stored is None else dict(enumerate(stored.dims))
-        if any(axis >= len(dims) for axis in new):
+        rank = len(self.net.shapes.get(info.name, dims) if stored is None else stored.dims)
+        if new and len(dims) != rank:
             return False
         for axis, size in new.items():
             if dims[axis].HasField("dim_value"):

@@ -271,7 +271,7 @@ class Network:
         found = {t.name: t for t in self.model.graph.initializer}
         for node in self.model.graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                value = next((a.t for a in node.attribute if a.name == "value"), None)
+                value = inline.constant_value(node)
                 if value is not None:
                     found[node.output[0]] = value
         return found

@@ -297,3 +297,15 @@ def _branches(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         if node.op_type == "If":
             for body in bodies(node):
                 yield from _branches(body)
+
+
+def constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """What a Constant node holds, numbers and lists of numbers as tensors too; None for strings and sparse tensors."""
+    for a in node.attribute:
+        if a.name == "value":
+            value: onnx.TensorProto = a.t
+            return value
+        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            kind = np.float32 if "float" in a.name else np.int64
+            return numpy_helper.from_array(np.array(helper.get_attribute_value(a), kind))
+    return None

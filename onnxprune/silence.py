@@ -26,7 +26,8 @@ EVERY = {"Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum"}
 ANY = {"Einsum", "FusedMatMul", "MatMul", "Mul", "TransposeMatMul"}
 LAYERS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "BatchNormalization": (1, 2)}
 # A weight may reach its layer through these without losing its zeros; scaling layers are no constants.
-MOVES = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+MOVES = {"Cast", "Concat", "Flatten", "Gather", "GatherND", "Identity", "Mul", "Neg", "Reshape", "Slice", "Split", "Squeeze"}
+MOVES |= {"Transpose", "Unsqueeze"}
 
 
 def silenceable(net: Network, tensor: str) -> bool:

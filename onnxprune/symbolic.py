@@ -8,7 +8,7 @@ or arithmetic on these. Whether an entry will be right after a cut is then a mat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -23,10 +23,14 @@ MAX_OPERATIONS = 64  # real ones take a few; a number that is added to itself ag
 
 @dataclass(frozen=True)
 class Const:
-    """A literal; `source` names the constant tensor and the flat index in it, None when it cannot be edited."""
+    """A literal; `source` names the constant tensor and the flat index in it, None when it cannot be edited.
+
+    use: the (node, input position) that took it from that tensor; None as long as it stands in the tensor itself.
+    """
 
     value: int
     source: tuple[str, int] | None = None
+    use: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ _ARITH: dict[str, Callable[[int, int], int]] = {
     "Mod": lambda a, b: a % b if b else 0,
 }
 
-_MOVES = {"Identity", "Cast", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Concat", "Gather", "Slice"}
+# Operators that hand on the entries of their first input (Concat: of all), perhaps not all of them, perhaps in another order.
+MOVES = {"Identity", "Cast", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Concat", "Gather", "Slice"}
 
 
 def evaluate(entry: Entry, size: Callable[[Dim], int]) -> int:
@@ -91,6 +96,11 @@ def sizes(entry: Entry) -> Iterator[Dim]:
 
 def _operations(entry: Entry) -> int:
     return 1 + _operations(entry.a) + _operations(entry.b) if isinstance(entry, Arith) else 0
+
+
+def _taken(entry: Entry, index: int, position: int) -> Entry:
+    fresh = isinstance(entry, Const) and entry.use is None
+    return replace(entry, use=(index, position)) if isinstance(entry, Const) and fresh else entry
 
 
 class Symbols:
@@ -136,7 +146,7 @@ class Symbols:
             result = self._size(node.input[0])
         elif node.op_type in _ARITH and len(node.input) == 2:
             result = self._arithmetic(node.op_type, node.input[0], node.input[1])
-        elif node.op_type in _MOVES and not _leaves_integers(node):
+        elif node.op_type in MOVES and not _leaves_integers(node):
             result = self._move(index)
         elif node.op_type == "Constant":
             result = self.of(node.output[0])
@@ -182,13 +192,13 @@ class Symbols:
         operands = node.inputs if node.op == "Concat" else node.inputs[:1]
         pool: list[Entry] = []
         arrays = []
-        for tensor in operands:
+        for position, tensor in enumerate(operands):
             found = self.of(tensor.name)
             shape = self.net.shapes.get(tensor.name)
             if found is None or shape is None:
                 return None
             arrays.append(np.arange(len(pool), len(pool) + len(found)).reshape(shape))
-            pool.extend(found)
+            pool.extend(_taken(e, index, position) for e in found)
         moved = self._run(index, arrays)
         if moved is None or moved.size != int(np.prod(self.net.shapes.get(node.outputs[0].name, (-1,)))):
             return None  # an Expand that repeats, or a shape that the probe did not see

@@ -27,20 +27,10 @@ from onnxprune.rules import (
     Ways,
 )
 from onnxprune.rules.frozen import REASONS
+from onnxprune.rules.reshape import SHAPE_OPERANDS
 from onnxprune.silence import Silencers, silenceable
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
-# Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
-# a number.
-SHAPE_OPERANDS = {
-    "AffineGrid": 1,
-    "CenterCropPad": 1,
-    "ConstantOfShape": 0,
-    "Expand": 1,
-    "MaxUnpool": 2,
-    "Reshape": 1,
-    "Resize": 3,
-}
 SEQUENCES = ("SequenceConstruct", "SplitToSequence")
 TRIALS = 8
 UNSTEADY = "fixed input sizes (--shape, or export with them)"

@@ -885,7 +885,8 @@ def test_a_number_that_is_a_scalar_stays_one() -> None:
     holds(g)
 
 
-def test_a_number_that_other_nodes_use_too_freezes() -> None:
+def test_a_number_that_other_nodes_use_too_is_copied() -> None:
+    """Exporters merge equal numbers: the 8 that is a size has nothing to do with the 8 that is a factor."""
     nodes = [
         *computed_shape("n", "k", "hw")[:-1],
         ("Cast", "k", "kf", {"to": 1}),
@@ -893,7 +894,33 @@ def test_a_number_that_other_nodes_use_too_freezes() -> None:
         ("MatMul", "wl q", "y"),
     ]
     g = build(nodes, {**INDICES, "k": ints(8), "hw": ints(36)})
+    pruned = cut(g, "a.1", [0, 5])
+    assert operand(pruned, "t", 1) == [6] and operand(pruned, "kf", 0) == [8]
+    holds(g)
+
+
+def test_a_number_that_is_joined_and_then_used_otherwise_too_freezes() -> None:
+    nodes = [
+        *computed_shape("n", "k", "hw")[:-1],
+        ("Cast", "t", "tf", {"to": 1}),
+        ("ReduceMax", "tf", "top"),
+        ("Mul", "b top", "q"),
+        ("MatMul", "wl q", "y"),
+    ]
+    g = build(nodes, {**INDICES, "k": ints(8), "hw": ints(36)})
     assert why(g, "a") == "Reshape 'b' takes its size from a constant that other nodes use too"
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_one_computed_shape_for_two_reshapes(same: bool) -> None:
+    """Both targets are right after a cut only where both tensors lose as many channels."""
+    nodes = [*computed_shape("n", "k", "hw")[:-1], ("Relu" if same else "Conv", "a" if same else "x w2", "o")]
+    nodes += [("Reshape", "o t", "d"), ("MatMul", "wl b", "m"), ("MatMul", "wd d", "p"), ("Add", "m p", "y")]
+    g = build(nodes, {**INDICES, "k": ints(8), "hw": ints(36), "w2": w(8, 3, 1, 1), "wd": w(2, 8)})
+    if same:
+        assert operand(cut(g, "a.1", [0, 5]), "t", 1) == [6]
+    else:
+        assert {why(g, t) for t in "ao"} == {"the size of b[axis 1] is computed in a way that a cut would break"}
 
 
 @pytest.mark.parametrize("channels", [2, 4, 8])

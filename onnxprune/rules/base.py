@@ -126,9 +126,13 @@ class SetInput:
 
 @dataclass(frozen=True)
 class SetConst:
-    """Surgery changes one element of a constant that reaches the node through shape arithmetic."""
+    """Surgery changes one element of a constant that reaches the node through shape arithmetic, for one use of it only.
+
+    source: the constant and the flat index in it. use: the (node, input position) that reads it.
+    """
 
     source: tuple[str, int]
+    use: tuple[int, int]
     value: int
 
 

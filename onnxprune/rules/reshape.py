@@ -9,11 +9,23 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from onnxprune.channels import Freeze, Index, Tie
+from onnxprune.channels import Dim, Freeze, Index, Tie
 from onnxprune.graph import Network
 from onnxprune.rules.base import Edit, Fact, Fresh, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View, Ways, splittable
-from onnxprune.symbolic import Const, Size
+from onnxprune.symbolic import MOVES, Const, Size
 
+# Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
+# a number.
+SHAPE_OPERANDS = {
+    "AffineGrid": 1,
+    "CenterCropPad": 1,
+    "ConstantOfShape": 0,
+    "Expand": 1,
+    "MaxUnpool": 2,
+    "Reshape": 1,
+    "Resize": 3,
+}
+MEASURED = ("ConstantOfShape", "Expand", "Reshape", "Resize")  # entry k is the size of one output axis
 MAX_BLOCK = 1 << 24  # positions; a block of merged axes larger than this is frozen rather than enumerated
 
 
@@ -103,17 +115,37 @@ def reshape_ties(view: View) -> Iterator[Fact]:
 # --------------------------------------------------------------------------------- shape operands that count channels
 
 
-def _exclusive(view: View, source: str) -> bool:
-    """Whether the constant `source` reaches this node and no other, so that it may be edited in place."""
-    name = source
-    while True:
-        uses = view.net.uses.get(name, [])
-        if len(uses) != 1 or name in view.net.outputs:
-            return False
-        index = uses[0][0]
-        if index == view.index:
-            return True
-        name = view.net.nodes[index].outputs[0].name
+def _meant(view: View, entry: Const) -> list[Dim] | None:
+    """The axes whose sizes the number `entry` says, from the node on that took it; None where it reaches anything else."""
+    if entry.source is None or entry.use is None:
+        return None
+    net, found = view.net, []
+    names = [net.nodes[entry.use[0]].outputs[0].name]
+    while names:
+        name = names.pop()
+        here = [isinstance(e, Const) and (e.source, e.use) == (entry.source, entry.use) for e in view.symbols.of(name) or []]
+        if not any(here):
+            continue
+        if name in net.read_elsewhere:
+            return None
+        for index, position in net.uses.get(name, []):
+            node, out = net.nodes[index], net.nodes[index].outputs[0].name
+            if node.op in MEASURED and SHAPE_OPERANDS[node.op] == position and not node.domain and out in net.shapes:
+                found += [Dim(out, axis) for axis, hit in zip(_measured(net, index), here, strict=True) if hit]
+            elif node.op in MOVES and (position == 0 or node.op == "Concat") and out in view.symbols.entries:
+                names.append(out)
+            else:
+                return None
+    return found
+
+
+def _measured(net: Network, index: int) -> list[int]:
+    """The output axes whose sizes the entries of a node's shape operand say."""
+    node = net.nodes[index]
+    rank = len(net.shapes[node.outputs[0].name])
+    if node.op == "Expand":
+        return list(range(rank - int(np.prod(net.shapes[node.inputs[1].name])), rank))
+    return [axis % rank for axis in node.attrs.get("axes", range(rank))]
 
 
 def operand_facts(view: View, position: int, axes: Sequence[int]) -> Iterator[Fact]:
@@ -126,8 +158,11 @@ def operand_facts(view: View, position: int, axes: Sequence[int]) -> Iterator[Fa
         if isinstance(entry, Const):
             if entry.value == 0 and view.op == "Reshape":
                 yield MustEqual(view.y(axis), Size(view.x(0, axis)))
-            elif entry.value > 0 and not (entry.source and _exclusive(view, entry.source[0])):
-                yield Freeze(view.y(axis), f"{view} takes its size from a constant that other nodes use too")
+            elif entry.value > 0:
+                meant = _meant(view, entry)
+                if meant is None:
+                    yield Freeze(view.y(axis), f"{view} takes its size from a constant that other nodes use too")
+                yield from (MustEqual(view.y(axis), Size(dim)) for dim in meant or [])
         elif entry is None:
             yield Freeze(view.y(axis), f"{view} computes its size at run time")
         else:
@@ -144,8 +179,8 @@ def operand_edits(view: View, resize: Resize, position: int, axes: Sequence[int]
         return
     entries = view.symbols.of(view.name(position))
     for entry, axis in zip(entries or [], axes, strict=False):
-        if isinstance(entry, Const) and entry.source and entry.value > 0 and resize.touches(view.y(axis)):
-            yield SetConst(entry.source, resize.size(view.y(axis)))
+        if isinstance(entry, Const) and entry.source and entry.use and entry.value > 0 and resize.touches(view.y(axis)):
+            yield SetConst(entry.source, entry.use, resize.size(view.y(axis)))
 
 
 def _entry(view: View, resize: Resize, value: int, axis: int) -> int:
@@ -191,7 +226,7 @@ def _filled(view: View, position: int, axes: Sequence[int], made: Sequence[int])
             continue
         if isinstance(entry, Size) and not splittable(view.net, entry.dim.tensor):
             yield Tie(entry.dim, view.y(axis))
-        elif view.fixed(position) or (isinstance(entry, Const) and entry.source and _exclusive(view, entry.source[0])):
+        elif view.fixed(position) or (isinstance(entry, Const) and _meant(view, entry)):
             yield Fresh(view.y(axis))
     yield from operand_facts(view, position, axes)
 
