@@ -254,14 +254,9 @@ def _whole(value: Any) -> _Value:
 def _declared_shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     """The sizes that follow from the declared inputs alone, None where they leave one open.
 
-    What the file says of intermediate tensors is left out, it may be stale; so are loops, where sizes may change.
+    What the file says of intermediate tensors is left out, it may be stale; so are bodies of loops, where sizes may change.
     """
     copy = _without_weights(model)
-    for graph in _branches(copy.graph):
-        rest = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node if n.op_type == "If" or not bodies(n)]
-        if len(rest) < len(graph.node):
-            del graph.node[:]
-            graph.node.extend(rest)
     for graph in every_graph(copy.graph):
         del graph.value_info[:]
         for output in graph.output:
