@@ -131,7 +131,7 @@ def sizes(groups: Groups) -> list[int]:
 def holds(groups: Groups, rounds: int = 3) -> onnx.ModelProto:
     """Asserts that there is something to cut, and that the oracle holds for half, one, all but one of each group's channels."""
     assert groups.prunable, [g.reason for g in groups.groups]
-    model = groups.net.model
+    model = groups.net.source
     for seed in range(rounds):
         rng = np.random.default_rng(seed)
         for fraction in (0.0, {g.id: 1 - 1 / g.size for g in groups.prunable}, 0.5):
@@ -157,7 +157,7 @@ def cut(groups: Groups, tensor: str, gone: Sequence[int], axis: int = 1) -> onnx
     for p in gone:
         lost.setdefault(found[which[p]].id, set()).add(int(channel[p]))
     kept = {name: [c for c in range(groups.by_id[name].size) if c not in channels] for name, channels in lost.items()}
-    return oracle.check(groups.net.model, feeds(groups.net.model), oracle.only(groups, kept), groups).pruned
+    return oracle.check(groups.net.source, feeds(groups.net.source), oracle.only(groups, kept), groups).pruned
 
 
 # ---- what the pruned file holds

@@ -136,13 +136,8 @@ def stride_facts(view: View) -> Iterator[Fact]:
 
 
 def gather(view: View) -> Iterator[Fact]:
-    """GatherND with a column of indices [K, 1] is Gather along the first axis; anything finer is left to freeze."""
     axis = view.attr("axis", 0) % len(view.shape(0))
     index_rank = len(view.shape(1))
-    if view.op == "GatherND":
-        if view.attr("batch_dims", 0) or view.shape(1)[1:] != (1,):
-            return
-        index_rank = 1
     for i, size in enumerate(view.shape(0)):
         if i != axis and size > 1:
             yield Tie(view.x(0, i), view.y(i if i < axis else i + index_rank - 1))
@@ -150,7 +145,7 @@ def gather(view: View) -> Iterator[Fact]:
     if indices is None:
         yield Freeze(view.x(0, axis), f"{view} looks positions up at run time")
     elif index_rank == 1:
-        taken = np.where(indices < 0, indices + view.shape(0)[axis], indices).astype(np.int64).ravel()
+        taken = np.where(indices < 0, indices + view.shape(0)[axis], indices).astype(np.int64)
         yield Tie(view.x(0, axis), view.y(axis), taken, None)
 
 
@@ -163,7 +158,7 @@ def gather_fixup(view: View, resize: Resize) -> Iterator[Edit]:
     number = np.full(resize.full(dim), -1)
     number[resize.kept(dim)] = np.arange(resize.size(dim))
     moved = number[np.where(indices < 0, indices + resize.full(dim), indices)]
-    yield SetInput(1, moved[moved >= 0].astype(indices.dtype).reshape(-1, *indices.shape[1:]))
+    yield SetInput(1, moved[moved >= 0].astype(indices.dtype))
 
 
 def pad_amounts(view: View) -> list[tuple[int, int]] | None:
@@ -241,7 +236,6 @@ RULES = {
     "Split": Rule(split, split_fixup),
     "Slice": Rule(stride_facts, slice_fixup),
     "Gather": Rule(gather, gather_fixup),
-    "GatherND": Rule(gather, gather_fixup),
     "Pad": Rule(pad, pad_fixup),
     "Shape": Rule(shape_of),
     "Size": Rule(shape_of),
