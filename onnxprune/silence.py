@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnxprune.channels import Dim, Tie
 from onnxprune.graph import Network
@@ -25,26 +26,72 @@ SINGLE = {
 EVERY = {"Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum"}
 ANY = {"MatMul", "Mul"}
 LAYERS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "BatchNormalization": (1, 2)}
+# Operators on integers: where their weight lies, its zero point, and what is added. Those that make 8 bits are not among
+# them: what stands for 0 there is a zero point.
+INTEGER = {
+    "ConvInteger": (1, 3, ()),
+    "DynamicQuantizeMatMul": (1, 3, (4,)),
+    "MatMulInteger": (1, 3, ()),
+    "MatMulIntegerToFloat": (1, 5, (6,)),
+}
+RECURRENT = {"DynamicQuantizeLSTM": (9, 11), "GRU": (), "LSTM": (), "RNN": ()}  # and where the zero points are
 # A weight may reach its layer through these without losing its zeros; scaling layers are no constants.
 MOVES = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 def silenceable(net: Network, tensor: str) -> bool:
-    """Whether zeroing slices of the constants that `tensor` is made of zeroes slices of `tensor`."""
+    """Whether zeroing slices of the constants that `tensor` is made of zeroes slices of `tensor`; see `has_offset`."""
     if tensor in net.initializers:
         return True
     if tensor not in net.producer:
         return False
     maker = net.model.graph.node[net.producer[tensor]]
-    return (maker.op_type in MOVES or _symmetric(net, maker)) and all(silenceable(net, x) for x in _values(maker))
+    moved = maker.op_type in MOVES or _symmetric(net, maker) or _offset(net, maker)
+    return moved and all(silenceable(net, x) for x in _values(maker))
+
+
+def has_offset(net: Network, tensor: str) -> bool:
+    """Whether a silenceable tensor is made of 8-bit constants of which the zero point, not 0, has to be written."""
+    if tensor not in net.producer or tensor in net.initializers:
+        return False
+    maker = net.model.graph.node[net.producer[tensor]]
+    return _offset(net, maker) or any(has_offset(net, x) for x in _values(maker))
+
+
+def _offset(net: Network, node: onnx.NodeProto) -> bool:
+    """A DequantizeLinear of a constant with a constant zero point other than 0."""
+    if node.op_type != "DequantizeLinear" or node.input[0] not in net.initializers or _symmetric(net, node):
+        return False
+    return net.array(node.input[2]) is not None
 
 
 def _symmetric(net: Network, node: onnx.NodeProto) -> bool:
-    """A DequantizeLinear without a zero point, or with zeros for it, turns 0 into 0."""
-    if node.op_type != "DequantizeLinear":
+    """Quantisation without a zero point, or with zeros for it, turns 0 into 0."""
+    if node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
         return False
-    point = net.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    return len(node.input) < 3 or not node.input[2] or (point is not None and not np.any(point))
+    return _zero_point(net, node, 2)
+
+
+def _zero_point(net: Network, node: onnx.NodeProto, i: int) -> bool:
+    """Whether input `i`, a zero point, is 0 for certain."""
+    point = net.array(node.input[i]) if has(node, i) else np.zeros(())
+    return point is not None and not np.any(point)
+
+
+def _clip_keeps_zero(net: Network, node: onnx.NodeProto) -> bool:
+    limits = {a.name: np.array(a.f) for a in node.attribute}
+    for i, name in ((1, "min"), (2, "max")):
+        if has(node, i):
+            value = net.array(node.input[i])
+            if value is None:
+                return False
+            limits[name] = value
+    return bool(np.all(limits.get("min", 0) <= 0) and np.all(limits.get("max", 0) >= 0))
+
+
+def has(node: onnx.NodeProto, i: int) -> bool:
+    """Whether optional input `i` is there."""
+    return i < len(node.input) and bool(node.input[i])
 
 
 def _values(node: onnx.NodeProto) -> list[str]:
@@ -53,10 +100,13 @@ def _values(node: onnx.NodeProto) -> list[str]:
 
 
 class Silencers:
-    """Walks from an axis of an activation back to constants. ties: what the rules said, by node."""
+    """Walks from an axis of an activation back to constants. ties: what the rules said, by node.
 
-    def __init__(self, net: Network, ties: Mapping[int, Sequence[Tie]]) -> None:
-        self.net, self.ties = net, ties
+    offsets: whether quantised weights may count that are silenced by a zero point other than 0.
+    """
+
+    def __init__(self, net: Network, ties: Mapping[int, Sequence[Tie]], *, offsets: bool = False) -> None:
+        self.net, self.ties, self.offsets = net, ties, offsets
 
     def of(self, dim: Dim) -> set[Dim] | None:
         """The axes of constants that make `dim` zero wherever they are zero at the channels it has there; None if none do."""
@@ -75,12 +125,12 @@ class Silencers:
         if index is None:
             return None
         node = self.net.model.graph.node[index]
-        if _symmetric(self.net, node):
+        if _symmetric(self.net, node) or (self.offsets and _offset(self.net, node)):
             return self._all(index, dim, [0], seen)
         if node.domain not in ("", "ai.onnx", "com.microsoft"):
             return None
         op = node.op_type
-        if op in SINGLE:
+        if op in SINGLE or (op == "Clip" and _clip_keeps_zero(self.net, node)):
             return self._all(index, dim, [0], seen)
         if op == "PRelu" or (op == "Div" and node.input[1] in self.net.fixed):  # 0 / 0 would not do
             return self._all(index, dim, [0], seen)
@@ -92,9 +142,41 @@ class Silencers:
             found = (self._all(index, dim, [i], seen) for i in range(len(node.input)))
             return next((f for f in found if f is not None), None)
         if op in LAYERS:
-            inputs = [i for i in LAYERS[op] if i < len(node.input) and node.input[i]]
-            return self._all(index, dim, inputs, seen)
+            return self._all(index, dim, [i for i in LAYERS[op] if has(node, i)], seen)
+        if op in INTEGER and self._silent(node, INTEGER[op][1]):
+            weight, _, added = INTEGER[op]
+            return self._all(index, dim, [weight, *(i for i in added if has(node, i))], seen)
+        if op in RECURRENT and all(self._silent(node, i) for i in RECURRENT[op]):
+            return self._units(index, dim, seen)
         return None
+
+    def _silent(self, node: onnx.NodeProto, zero: int) -> bool:
+        """Whether a weight with its zero point at input `zero` can be silenced."""
+        constant = has(node, zero) and self.net.array(node.input[zero]) is not None
+        return _zero_point(self.net, node, zero) or (self.offsets and constant)
+
+    def _units(self, index: int, dim: Dim, seen: dict[Dim, set[Dim] | None]) -> set[Dim] | None:
+        """A unit with weights, biases and states of 0 stays at 0 under the activations that ONNX has by default."""
+        node = self.net.model.graph.node[index]
+        if any(a.name == "activations" for a in node.attribute):
+            return None
+        state = next(iter(self._sources(index, dim, 2)), None)
+        states = [i for i in (5, 6) if has(node, i) and not self._zeros(node.input[i])]
+        inputs = [1, 2, *([3] if has(node, 3) else []), *states]
+        return None if state is None else self._all(index, state, inputs, seen)
+
+    def _zeros(self, tensor: str) -> bool:
+        """Whether the tensor is nothing but zeros."""
+        value = self.net.array(tensor)
+        if value is not None:
+            return not np.any(value)
+        index = self.net.producer.get(tensor)
+        if index is None:
+            return False
+        node = self.net.model.graph.node[index]
+        if node.op_type == "ConstantOfShape":
+            return not any(np.any(numpy_helper.to_array(a.t)) for a in node.attribute if a.name == "value")
+        return node.op_type in SINGLE and self._zeros(node.input[0])
 
     def _all(self, index: int, dim: Dim, inputs: Iterable[int], seen: dict[Dim, set[Dim] | None]) -> set[Dim] | None:
         """The silencers of every one of these inputs; None if one of them has none."""

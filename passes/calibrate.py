@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from onnxprune import runtime
 from onnxprune.channels import Index
-from onnxprune.contraction import consumers
+from onnxprune.contraction import consumers, dequantised, parameter_names, weight_values
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Array, digest
 from onnxprune.groups import Groups
-from onnxprune.rules import Layer
+from onnxprune.rules import Layer, Packed, Steps
 from onnxprune.saliency import LayerScore, Saliency
 
 MEMORY = 256 << 20  # bytes of activations that one run may hand over
 MAX_BATCH = 32
 Progress = Callable[[int, int], None]
+Read: TypeAlias = tuple[str, Steps | Packed | None]
+"""A tensor that layers read, and how to read it where it is integer."""
+Values: TypeAlias = dict[Read, Array]
 
 
 def calibrate(
@@ -47,19 +50,20 @@ def calibrate(
     layers = consumers(groups)
     if not layers:
         return _finish(groups, criterion, [], len(chosen), (samples.digest(chosen),))
-    weights = runtime.fixed_values(groups.net, [layer.weight for layer in layers if layer.other is None])
-    reads = list(dict.fromkeys(d.tensor for layer in layers for d in (layer.x, layer.other) if d is not None))
-    constant = {name: weights[name] for name in reads if name in weights}
-    session = runtime.session(runtime.with_outputs(groups.net.model, reads), providers=providers)
+    weights = weight_values(groups.net, layers)
+    reads = list(dict.fromkeys(r for layer in layers for r in _reads(layer)))
+    constant = _constant_reads(groups, reads)
+    tensors = list(dict.fromkeys([name for name, _ in reads] + parameter_names(steps for _, steps in reads)))
+    session = runtime.session(runtime.with_outputs(groups.net.model, tensors), providers=providers)
     total: Saliency | None = None
     runs = _runs(groups, session, samples, chosen, reads, batch)
-    for seen, count in _stacked(runs, _stack(groups, layers, reads)):
+    for seen, count in _stacked(runs, _stack(groups, layers)):
         values = seen | constant
         found: list[LayerScore] = []
         for layer in layers:
             known = {s.group: s.values for s in total.layers if s.layer == layer.name} if total else None
-            w = weights[layer.weight] if layer.other is None else values[layer.other.tensor]
-            found.extend(criterion.observe(groups, layer, values[layer.x.tensor], w, known))
+            x, *other = (values[read] for read in _reads(layer))
+            found.extend(criterion.observe(groups, layer, x, other[0] if other else weights[layer], known))
         shard = _finish(groups, criterion, found, count, ())
         total = shard if total is None else total.merged(shard)
         if progress:
@@ -70,20 +74,35 @@ def calibrate(
     return _finish(groups, criterion, total.layers, total.samples, data)
 
 
+def _reads(layer: Layer) -> list[Read]:
+    """What the layer reads at run time: one activation, or the two that it multiplies."""
+    x: Read = (layer.x.tensor, layer.x_steps)
+    return [x] if layer.other is None else [x, (layer.other.tensor, layer.steps)]
+
+
+def _constant_reads(groups: Groups, reads: Sequence[Read]) -> Values:
+    """Those of the tensors that no sample changes: they must not be stacked."""
+    fixed = [(name, steps) for name, steps in reads if name in groups.net.fixed]
+    found = runtime.fixed_values(groups.net, [n for n, _ in fixed] + parameter_names(s for _, s in fixed))
+    return {(name, steps): dequantised(found[name], steps, found) for name, steps in fixed}
+
+
 def _runs(
-    groups: Groups, session: Any, samples: Samples, chosen: Index, reads: Sequence[str], batch: int | None
-) -> Iterator[tuple[dict[str, Array], int]]:
+    groups: Groups, session: Any, samples: Samples, chosen: Index, reads: Sequence[Read], batch: int | None
+) -> Iterator[tuple[Values, int]]:
     """(the activations, how many of the chosen samples they are of) for every run of the model."""
-    size = batch_size(groups, reads, batch)
+    tensors = [output.name for output in session.get_outputs()]
+    size = batch_size(groups, tensors, batch)
     for part in _batches(chosen, size, groups):
-        values = dict(zip(reads, runtime.run(session, samples.batch(fill(part, size, groups)), reads), strict=True))
-        for name, value in values.items():
+        found = dict(zip(tensors, runtime.run(session, samples.batch(fill(part, size, groups)), tensors), strict=True))
+        for name, value in found.items():
             if not np.isfinite(value).all():
                 raise ModelError(f"tensor '{name}' is NaN or infinite on the sample data", hint="does the model overflow?")
-        yield values, len(part)
+        # Dynamic scales and zero points are those of one run: no later, when runs are stacked.
+        yield {(name, steps): dequantised(found[name], steps, found) for name, steps in reads}, len(part)
 
 
-def _stack(groups: Groups, layers: Sequence[Layer], reads: Sequence[str]) -> int:
+def _stack(groups: Groups, layers: Sequence[Layer]) -> int:
     """How many runs of a model that prescribes a small batch are scored together: scoring one by one is all overhead.
 
     Axis 0 only ever counts samples or rows of a linear map, unless a layer sums over it or multiplies two activations.
@@ -91,13 +110,13 @@ def _stack(groups: Groups, layers: Sequence[Layer], reads: Sequence[str]) -> int
     fixed = fixed_batch(groups)
     if fixed is None or any(layer.x.axis == 0 or layer.other is not None for layer in layers):
         return 1
-    per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in reads)
+    per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in {layer.x.tensor for layer in layers})
     return max(1, min(MAX_BATCH // fixed, MEMORY // max(1, per_run)))
 
 
-def _stacked(runs: Iterable[tuple[dict[str, Array], int]], most: int) -> Iterator[tuple[dict[str, Array], int]]:
+def _stacked(runs: Iterable[tuple[Values, int]], most: int) -> Iterator[tuple[Values, int]]:
     """Joins up to `most` runs of equal shapes and sample counts along axis 0."""
-    waiting: list[dict[str, Array]] = []
+    waiting: list[Values] = []
     kind: Any = None
     count = 0
     for values, samples in runs:
@@ -111,8 +130,8 @@ def _stacked(runs: Iterable[tuple[dict[str, Array], int]], most: int) -> Iterato
         yield _joined(waiting), count
 
 
-def _joined(runs: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    return {name: np.concatenate([r[name] for r in runs]) for name in runs[0]} if len(runs) > 1 else runs[0]
+def _joined(runs: Sequence[Values]) -> Values:
+    return {read: np.concatenate([r[read] for r in runs]) for read in runs[0]} if len(runs) > 1 else runs[0]
 
 
 def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None) -> int:

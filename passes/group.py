@@ -9,7 +9,9 @@ import numpy as np
 from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups, Pin
+from onnxprune.rounding import rounded_by
 from onnxprune.rules import (
+    OFFSET,
     STANDARD,
     Approximate,
     Consumer,
@@ -18,13 +20,14 @@ from onnxprune.rules import (
     Fresh,
     Layer,
     MustEqual,
+    Offset,
     Reads,
     Rounds,
     RuleTable,
     View,
     Ways,
 )
-from onnxprune.silence import Silencers, silenceable
+from onnxprune.silence import Silencers, has_offset, silenceable
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
@@ -77,12 +80,15 @@ class _Analysis:
         self.node_ties: dict[int, list[Tie]] = {}
         self.silencers = Silencers(net, self.node_ties)
         self.silencing: set[Dim] = set()
+        self.range_silencers = Silencers(net, self.node_ties, offsets=True)
+        self.ranged: set[Dim] = set()
         self.pins: list[Pin] = []
 
     def run(self) -> Groups:
         for index in self.net.order:
             self.visit(index)
         self.freeze_outputs()
+        self.flaw_rounded_sums()
         self.components = self.coupling.solve()
         self.freeze_late(self.components)
         return self.finish(self.components)
@@ -112,7 +118,7 @@ class _Analysis:
         self.live.update(f.dim for f in facts if isinstance(f, Fresh))
         ties = [f for f in facts if isinstance(f, Tie)]
         mentioned = {d for t in ties for d in (t.a, t.b)}
-        mentioned |= {f.dim for f in facts if isinstance(f, Freeze | Reads | Approximate | Rounds)}
+        mentioned |= {f.dim for f in facts if isinstance(f, Freeze | Reads | Approximate)}
         self._spread(view, ties)
         self.node_ties[index] = ties
         for fact in facts:
@@ -137,9 +143,11 @@ class _Analysis:
             self.musts.append(fact)
         elif isinstance(fact, Consumer):
             self.roles[fact.dim] = "consumer"
-            if not silenceable(self.net, fact.dim.tensor):
+            if fact.dim.tensor not in self.net.fixed or not silenceable(self.net, fact.dim.tensor):
                 why = "has a weight that no constant silences: it is computed, and not by moving or scaling one"
                 self._freeze(Freeze(fact.dim, f"{view} {why}", remedy="fold the computation of the weight (onnxsim does)"))
+            elif has_offset(self.net, fact.dim.tensor):
+                self._flaw(Flaw(fact.dim, f"{view} {OFFSET}", "offset"))
         elif isinstance(fact, Contracts):
             self._silence(view, fact)
         elif isinstance(fact, Approximate):
@@ -147,8 +155,10 @@ class _Analysis:
                 self._flaw(Flaw(fact.dim, fact.reason))
             else:
                 self._freeze(Freeze(fact.dim, fact.reason, remedy="--allow-approximate"))
-        elif isinstance(fact, Rounds):
-            self._flaw(Flaw(fact.dim, fact.reason, rounding=True))
+        elif isinstance(fact, Rounds | Offset):
+            self._flaw(Flaw(fact.dim, fact.reason, "offset" if isinstance(fact, Offset) else "rounding"))
+            if isinstance(fact, Rounds) and self.is_live(fact.dim):
+                self.ranged.update(self.range_silencers.of(fact.dim) or ())
 
     def _silence(self, view: View, fact: Contracts) -> None:
         """Finds the constants that silence one of the activations that are multiplied."""
@@ -162,7 +172,7 @@ class _Analysis:
             self._freeze(Freeze(dim, why))
 
     def _flaw(self, flaw: Flaw) -> None:
-        if self.is_live(flaw.dim):
+        if self.is_live(flaw.dim) and (not flaw.comparable or flaw.dim in self.coupling.sizes):
             self.coupling.register(flaw.dim, self.net.shapes[flaw.dim.tensor][flaw.dim.axis])
             self.coupling.flaws.append(flaw)
 
@@ -263,6 +273,16 @@ class _Analysis:
         # Only axes that some rule has coupled: the others cannot be cut anyhow.
         self.coupling.freezes.extend(f for f in self.unmentioned if f.dim in self.coupling.sizes)
 
+    def flaw_rounded_sums(self) -> None:
+        """A sum of floats with fewer terms may differ in its last bit, and after rounding to 8 bits by a whole step."""
+        later = rounded_by(self.net)
+        for layer in self.layers:
+            quantiser = later.get(layer.out.tensor)
+            if layer.sums and layer.x_steps is None and quantiser is not None:
+                op, label = self.net.model.graph.node[quantiser].op_type, self.net.label(quantiser)
+                why = f"{op} '{label}' rounds to 8 bits what {layer.op} '{layer.name}' sums in floating point"
+                self._flaw(Flaw(layer.x, why, "rounding"))
+
     def freeze_late(self, components: Components) -> None:
         """Freezes what shape arithmetic would get wrong, by trying random cuts until nothing more is found wrong.
 
@@ -302,7 +322,7 @@ class _Analysis:
             if self.roles.get(dim) != "consumer":
                 self.roles[dim] = "silencer"
         roles = {d: self.roles.get(d, "scale") for d in order if d.tensor in self.net.initializers}
-        return Groups(self.net, groups, tuple(self.layers), roles, tuple(self.pins))
+        return Groups(self.net, groups, tuple(self.layers), roles, tuple(self.pins), frozenset(self.ranged))
 
     def _mark_producer(self, layer: Layer) -> None:
         node = self.net.nodes[layer.index]

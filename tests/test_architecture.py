@@ -16,7 +16,7 @@ LAYERS = [
     {"channels", "theory"},
     {"graph", "plan"},
     {"runtime", "symbolic", "data"},
-    {"rules", "edit", "silence"},
+    {"rules", "edit", "rounding", "silence"},
     {"groups"},
     {"contraction", "saliency", "budget"},
     {"criteria", "selection"},

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxprune.channels import ChannelGroup, Slot
-from onnxprune.contraction import units
+from onnxprune.channels import ChannelGroup, Dim, Slot
+from onnxprune.contraction import units, weight_values
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
@@ -34,13 +34,15 @@ class _WeightCriterion:
         return []
 
     def inspect(self, groups: Groups) -> list[LayerScore]:
-        return [LayerScore("", g.id, self.score(groups, g)) for g in groups.prunable]
+        weights = weight_values(groups.net, groups.layers)
+        return [LayerScore("", g.id, self.score(groups, g, weights)) for g in groups.prunable]
 
-    def score(self, groups: Groups, group: ChannelGroup) -> Array:
+    def score(self, groups: Groups, group: ChannelGroup, weights: Mapping[Layer, Array]) -> Array:
+        """Scores of the group's channels [size], given the weights of all layers."""
         total = np.zeros(group.size)
         for slot in group.slots:
-            filters = _filters(groups, group, slot)
-            if filters is not None:
+            filters = _filters(group, slot, weights)
+            if filters is not None and groups.roles.get(slot.dim) != "consumer":
                 total += self.filters(filters)
         return total
 
@@ -49,18 +51,20 @@ class _WeightCriterion:
         raise NotImplementedError
 
 
-def _filters(groups: Groups, group: ChannelGroup, slot: Slot) -> Array | None:
-    """The weights that make each channel, [channels, n], where `slot` is an axis of a producer's weight matrix."""
-    nodes = [(groups.net.nodes[layer.index], layer.weight) for layer in groups.layers]
-    biases = {t.name for node, weight in nodes for t in node.inputs if t.name != weight}
-    if groups.roles.get(slot.dim) != "producer" or slot.dim.tensor in biases:
+def _filters(group: ChannelGroup, slot: Slot, weights: Mapping[Layer, Array]) -> Array | None:
+    """The weights that make each channel, [channels, n], where `slot` is an axis of a weight that no layer sums over."""
+    made_by = [layer for layer in weights if layer.weight == slot.dim.tensor and _reads(layer, slot.dim)]
+    if not made_by or any(layer.w == slot.dim for layer in made_by):
         return None
-    value = groups.net.array(slot.dim.tensor)
-    if value is None or value.dtype.kind not in "fi":
-        return None
-    rows = np.moveaxis(value.astype(np.float64), slot.dim.axis, 0)[slot.positions].reshape(len(slot.positions), -1)
+    value = weights[made_by[0]].astype(np.float64)
+    rows = np.moveaxis(value, slot.dim.axis, 0)[slot.positions].reshape(len(slot.positions), -1)
     order = np.argsort(slot.channels, kind="stable")
     return rows[order].reshape(group.size, -1)
+
+
+def _reads(layer: Layer, dim: Dim) -> bool:
+    """Whether the layer is one of the nodes that `dim` is about: constants that are shared by accident have several."""
+    return not dim.use or dim.use.split(".")[0] == str(layer.index)
 
 
 class L1(_WeightCriterion):
@@ -120,7 +124,7 @@ class Random(_WeightCriterion):
     def options(self) -> Mapping[str, Any]:
         return {"seed": self._seed}
 
-    def score(self, groups: Groups, group: ChannelGroup) -> Array:
+    def score(self, groups: Groups, group: ChannelGroup, weights: Mapping[Layer, Array]) -> Array:
         rng = np.random.default_rng([self._seed, zlib.crc32(group.id.encode())])
         return rng.random(group.size)
 

@@ -1,7 +1,19 @@
 """Operator rules: one small function per operator family, collected in tables that add up."""
 
-from onnxprune.rules import contrib, conv, elementwise, linear, movement, norm, quantized, recurrent, reshape
+from onnxprune.rules import (
+    contrib,
+    contrib_quantized,
+    conv,
+    elementwise,
+    linear,
+    movement,
+    norm,
+    quantized,
+    recurrent,
+    reshape,
+)
 from onnxprune.rules.base import (
+    OFFSET,
     Approximate,
     Consumer,
     Contracts,
@@ -10,6 +22,8 @@ from onnxprune.rules.base import (
     Fresh,
     Layer,
     MustEqual,
+    Offset,
+    Packed,
     Reads,
     Resize,
     Rounds,
@@ -18,6 +32,7 @@ from onnxprune.rules.base import (
     SetAttr,
     SetConst,
     SetInput,
+    Steps,
     View,
     Ways,
     table,
@@ -27,11 +42,12 @@ STANDARD: RuleTable = {
     **table(
         conv.RULES, linear.RULES, recurrent.RULES, quantized.RULES, elementwise.RULES, norm.RULES, movement.RULES, reshape.RULES
     ),
-    **table(contrib.RULES, domain="com.microsoft"),
+    **table(contrib.RULES, contrib_quantized.RULES, domain="com.microsoft"),
 }
 
 
 __all__ = [
+    "OFFSET",
     "STANDARD",
     "Approximate",
     "Consumer",
@@ -41,6 +57,8 @@ __all__ = [
     "Fresh",
     "Layer",
     "MustEqual",
+    "Offset",
+    "Packed",
     "Reads",
     "Resize",
     "Rounds",
@@ -49,6 +67,7 @@ __all__ = [
     "SetAttr",
     "SetConst",
     "SetInput",
+    "Steps",
     "View",
     "Ways",
     "table",
