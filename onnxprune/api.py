@@ -171,7 +171,7 @@ def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options
 def _oracle_pair(imported: Imported, plan: Plan) -> tuple[onnx.ModelProto | None, onnx.ModelProto]:
     """What the oracle compares: (the model with exact cuts only, None where all cuts are; the model that masks the same)."""
     groups = imported.groups
-    comparable = [g.id for g in groups.prunable if g.flaw is None or g.flaw.rounding]
+    comparable = [g.id for g in groups.prunable if g.flaw is None or g.flaw.comparable]
     part = plan.only(comparable)
     whole = all(name in part.groups or len(k.indices) == k.size for name, k in plan.groups.items())
     return None if whole else surgery(groups, part), mask(groups, part)

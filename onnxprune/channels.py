@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +54,20 @@ class Freeze:
 
 @dataclass(frozen=True, eq=False)
 class Flaw:
-    """Removing positions of `dim` is not the same as silencing them, for `reason`.
+    """Removing positions of `dim` is not the same as zeroing the weights that read them, for `reason`.
 
-    rounding: whether the difference is only in how 8-bit activations round, so that the two can still be compared.
+    kind: no mask is known that the cut equals (approximation), the mask writes zero points instead of zeros (offset), or
+    8-bit activations may round to another step (rounding).
     """
 
     dim: Dim
     reason: str
-    rounding: bool = False
+    kind: Literal["approximation", "offset", "rounding"] = "approximation"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether a mask is known that the cut still equals, but for rounding."""
+        return self.kind != "approximation"
 
 
 class Frozen(NamedTuple):
@@ -160,7 +166,7 @@ class Coupling:
 
     def _flaws(self, offset: Mapping[Dim, int], labels: Index) -> dict[int, Flaw]:
         flaws: dict[int, Flaw] = {}
-        for flaw in sorted(self.flaws, key=lambda f: f.rounding):  # the graver one speaks for a channel
+        for flaw in sorted(self.flaws, key=lambda f: f.kind):  # the graver one, first in the alphabet, speaks for a channel
             start = offset[flaw.dim]
             for component in np.unique(labels[start : start + self.sizes[flaw.dim]]):
                 flaws.setdefault(int(component), flaw)

@@ -5,18 +5,19 @@ Gemm and MatMul become convolutions with one tap over their rows; grouped convol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from onnxprune import runtime
 from onnxprune.channels import ChannelGroup, Index
-from onnxprune.graph import Array
+from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups
-from onnxprune.rules import Layer, einsum
+from onnxprune.rules import Layer, Packed, Steps, einsum
 
-CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
+CONVOLUTIONS = ("Conv", "ConvInteger", "ConvTranspose", "FusedConv", "QLinearConv")
 CONV_ATTRIBUTES = ("strides", "pads", "dilations", "auto_pad", "output_padding", "output_shape")
 
 
@@ -37,6 +38,76 @@ class Units:
 
     group: ChannelGroup
     positions: Index
+
+
+def dequantised(value: Array, steps: Steps | Packed | None, parameters: Mapping[str, Array]) -> Array:
+    """What the integers stand for, float32; `parameters` has the scale and the zero point. Floats come back as they are."""
+    if steps is None:
+        return value
+    if isinstance(steps, Packed):
+        return _unpacked(value, steps, parameters)
+    made = value.astype(np.float32)
+    if steps.zero:
+        made -= _aligned(parameters[steps.zero], value.shape, steps.axes)
+    return made * _aligned(parameters[steps.scale], value.shape, steps.axes) if steps.scale else made
+
+
+def _aligned(parameter: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """A scale or zero point as float32, laid along the axes that it has an entry for."""
+    if parameter.size == 1:
+        return parameter.astype(np.float32).reshape(())
+    return parameter.astype(np.float32).reshape([n if axis in axes else 1 for axis, n in enumerate(shape)])
+
+
+def silent_value(groups: Groups, tensor: str) -> Array:
+    """What silences a slice of a constant, laid along its axes: its zero point where it is a quantised weight, else 0."""
+    net = groups.net
+    readings = [layer.steps for layer in groups.layers if layer.weight == tensor and isinstance(layer.steps, Steps)]
+    for index, position in net.uses.get(tensor, ()):
+        node = net.model.graph.node[index]
+        if node.op_type == "DequantizeLinear" and position == 0 and len(node.input) > 2:
+            readings.append(Steps("", node.input[2], (net.nodes[index].attrs.get("axis", 1) % len(net.shapes[tensor]),)))
+    for steps in readings:
+        zero = net.array(steps.zero) if steps.zero else None
+        if zero is not None:
+            return _aligned(zero, net.shapes[tensor], steps.axes)
+    return np.zeros((), np.float32)
+
+
+def _unpacked(value: Array, packed: Packed, parameters: Mapping[str, Array]) -> Array:
+    """The weight [N, K] of a packed one."""
+    rows, blocks = value.shape[0], value.shape[1]
+    zero: Array = np.array(1 << (packed.bits - 1), np.float32)
+    if packed.zero:
+        stored = parameters[packed.zero].reshape(rows, -1)
+        zero = _numbers(stored, packed.bits)[:, :blocks, None] if stored.dtype == np.uint8 else stored[:, :, None]
+    levels = _numbers(value, packed.bits) - zero
+    scaled = levels * parameters[packed.scale].astype(np.float32).reshape(rows, blocks, 1)
+    return np.asarray(scaled.reshape(rows, -1)[:, : packed.k], np.float32)
+
+
+def _numbers(packed: Array, bits: int) -> Array:
+    """The numbers of `bits` bits that lie in the bytes of the last axis, lowest bits first, as float32."""
+    ones = np.unpackbits(packed, axis=-1, bitorder="little")
+    return (ones.reshape(*packed.shape[:-1], -1, bits) @ (1 << np.arange(bits))).astype(np.float32)
+
+
+def parameter_names(steps: Iterable[Steps | Packed | None]) -> list[str]:
+    """The scales and zero points that `dequantised` needs, each once."""
+    return list(dict.fromkeys(name for s in steps if s is not None for name in (s.scale, s.zero) if name))
+
+
+def weight_values(net: Network, layers: Iterable[Layer]) -> dict[Layer, Array]:
+    """The value of every layer's weight, integers dequantised. Layers whose weight is computed at run time are left out."""
+    fixed = [layer for layer in layers if layer.weight in net.fixed]
+    names = [layer.weight for layer in fixed] + parameter_names(layer.steps for layer in fixed)
+    found = runtime.fixed_values(net, dict.fromkeys(names))
+    shared: dict[tuple[str, Steps | Packed | None], Array] = {}
+    for layer in fixed:
+        key = (layer.weight, layer.steps)
+        if key not in shared:
+            shared[key] = dequantised(found[layer.weight], layer.steps, found)
+    return {layer: shared[layer.weight, layer.steps] for layer in fixed}
 
 
 def consumers(groups: Groups) -> list[Layer]:
@@ -118,6 +189,7 @@ def _products(a: int, x: Array, b: int, w: Array) -> Iterator[Contraction]:
 def _convolution(groups: Groups, layer: Layer, x: Array, w: Array) -> Iterator[Contraction]:
     node = groups.net.nodes[layer.index]
     count = int(node.attrs.get("group", 1))
+    x = np.moveaxis(x, layer.x.axis, 1)
     attributes = {k: node.attrs[k] for k in CONV_ATTRIBUTES if k in node.attrs}
     transposed = layer.op == "ConvTranspose"
     width = x.shape[1] // count

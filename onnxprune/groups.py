@@ -40,6 +40,7 @@ class Groups:
 
     roles: "producer", "consumer", "silencer" (a producer that stands in for a consumer where activations are multiplied) or
     "scale" for every coupled axis of a constant tensor. pins: numbers to hold on to.
+    ranged: axes of constants that make channels 0 before an operator takes the range of a tensor from them.
     """
 
     net: Network
@@ -47,6 +48,7 @@ class Groups:
     layers: tuple[Layer, ...]
     roles: Mapping[Dim, str]
     pins: tuple[Pin, ...] = ()
+    ranged: frozenset[Dim] = frozenset()
 
     @cached_property
     def by_id(self) -> dict[str, ChannelGroup]:

@@ -16,7 +16,7 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.graph import Network
-from onnxprune.groups import Accounting, Groups, Size
+from onnxprune.groups import Accounting, Groups, Size, is_parameter
 from onnxprune.passes.group import UNSTEADY, group
 
 
@@ -108,7 +108,9 @@ def _sample_feeds(proto: onnx.ModelProto, data: Any, images: ImageOptions | None
 def require_prunable(groups: Groups) -> None:
     if groups.prunable:
         return
-    if not any(kind.kind == "f" for kind in groups.net.kinds.values()):
-        raise ModelError("the model has no floating-point weights to prune", hint="prune before quantisation, not after it")
+    if not any(is_parameter(groups.net, name) for name in groups.net.initializers):
+        raise ModelError(
+            "the model has no weights to prune", hint="they must be constants of the file, in floating point or 8 bits"
+        )
     reason = next((g.reason for g in groups.groups), None) or "it has no layer with channels"
     raise ModelError(f"nothing in the model can be pruned: {reason}", hint="`onnxprune inspect` lists every group")

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from onnxprune import runtime
 from onnxprune.channels import Index
-from onnxprune.contraction import consumers, stackable, units
+from onnxprune.contraction import consumers, dequantised, parameter_names, stackable, units, weight_values
 from onnxprune.control import expose
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Array, digest
 from onnxprune.groups import Groups
-from onnxprune.rules import Layer
+from onnxprune.rules import Layer, Packed, Steps
 from onnxprune.saliency import LayerScore, Saliency, Scores
 
 MEMORY = 256 << 20  # bytes of activations that one run may hand over
 MAX_BATCH = 32
 Progress = Callable[[int, int], None]
+Read: TypeAlias = tuple[str, Steps | Packed | None]
+"""A tensor that layers read, and how to read it where it is integer."""
+Values: TypeAlias = dict[Read, Array]
 
 
 def calibrate(
@@ -49,22 +52,24 @@ def calibrate(
     layers = consumers(groups)
     if not layers:
         return _finish(groups, criterion, [], len(chosen), (samples.digest(chosen),))
-    weights = runtime.fixed_values(groups.net, [layer.weight for layer in layers if layer.other is None])
-    reads = list(dict.fromkeys(d.tensor for layer in layers for d in (layer.x, layer.other) if d is not None))
-    constant = {name: weights[name] for name in reads if name in weights}
-    model, outputs = expose(groups.net.source, reads)
+    weights = weight_values(groups.net, layers)
+    reads = list(dict.fromkeys(r for layer in layers for r in _reads(layer)))
+    constant = _constant_reads(groups, reads)
+    tensors = list(dict.fromkeys([name for name, _ in reads] + parameter_names(steps for _, steps in reads)))
+    model, outputs = expose(groups.net.source, tensors)
     session = runtime.session(runtime.with_outputs(model, outputs.values()), providers=providers)
     total: Saliency | None = None
     met: set[str] = set()
-    runs = _runs(groups, session, samples, chosen, outputs, batch)
-    for seen, count in _stacked(runs, _stack(groups, layers, reads)):
+    runs = _runs(groups, session, samples, chosen, reads, outputs, batch)
+    for seen, count in _stacked(runs, _stack(groups, layers)):
         values = seen | constant
         found: list[LayerScore] = []
         for layer in layers:
             known = total.by_layer.get(layer.name, {}) if total else {}
-            w = weights[layer.weight] if layer.other is None else values[layer.other.tensor]
-            found.extend(_observed(groups, criterion, layer, values[layer.x.tensor], w, known))
-            if values[layer.x.tensor].size and w.size:
+            x, *other = (values[read] for read in _reads(layer))
+            w = other[0] if other else weights[layer]
+            found.extend(_observed(groups, criterion, layer, x, w, known))
+            if x.size and w.size:
                 met.add(layer.name)
         shard = _finish(groups, criterion, found, count, ())
         total = shard if total is None else total.merged(shard)
@@ -109,24 +114,57 @@ def _unmet(criterion: Criterion, score: LayerScore, met: set[str]) -> LayerScore
     return replace(score, values=np.ones_like(score.values))
 
 
+def _reads(layer: Layer) -> list[Read]:
+    """What the layer reads at run time: one activation, or the two that it multiplies."""
+    x: Read = (layer.x.tensor, layer.x_steps)
+    return [x] if layer.other is None else [x, (layer.other.tensor, layer.steps)]
+
+
+def _constant_reads(groups: Groups, reads: Sequence[Read]) -> Values:
+    """Those of the tensors that no sample changes: they must not be stacked."""
+    fixed = [(name, steps) for name, steps in reads if name in groups.net.fixed]
+    found = runtime.fixed_values(groups.net, [n for n, _ in fixed] + parameter_names(s for _, s in fixed))
+    return {(name, steps): dequantised(found[name], steps, found) for name, steps in fixed}
+
+
 def _runs(
-    groups: Groups, session: Any, samples: Samples, chosen: Index, outputs: Mapping[str, str], batch: int | None
-) -> Iterator[tuple[dict[str, Array], int]]:
+    groups: Groups,
+    session: Any,
+    samples: Samples,
+    chosen: Index,
+    reads: Sequence[Read],
+    outputs: Mapping[str, str],
+    batch: int | None,
+) -> Iterator[tuple[Values, int]]:
     """(the activations, how many of the chosen samples they are of) for every run of the model.
 
-    outputs: the activations, and the output that hands out each.
+    outputs: the activations with the scales and zero points that they need, and the output that hands out each.
     """
     size = batch_size(groups, list(outputs), batch)
     for part in _batches(chosen, size, groups):
         feeds = samples.batch(fill(part, size, groups))
-        values = dict(zip(outputs, runtime.run(session, feeds, list(outputs.values())), strict=True))
-        for name, value in values.items():
+        found = dict(zip(outputs, runtime.run(session, feeds, list(outputs.values())), strict=True))
+        for name, value in found.items():
             if not np.isfinite(value).all():
                 raise ModelError(f"tensor '{name}' is NaN or infinite on the sample data", hint="does the model overflow?")
-        yield values, len(part)
+        # Dynamic scales and zero points are those of one run: no later, when runs are stacked.
+        yield {(name, steps): _read(groups, name, steps, found) for name, steps in reads}, len(part)
 
 
-def _stack(groups: Groups, layers: Sequence[Layer], reads: Sequence[str]) -> int:
+def _read(groups: Groups, name: str, steps: Steps | Packed | None, found: Mapping[str, Array]) -> Array:
+    """An activation, integers dequantised; in the body of a loop every iteration may have steps of its own."""
+    value, ranks = found[name], groups.net.shapes
+    if steps is None or not value.size:
+        return value
+    if value.ndim == len(ranks[name]):
+        return dequantised(value, steps, found)
+    parameters = {p: found[p] for p in parameter_names([steps])}
+    repeated = {p for p, v in parameters.items() if v.ndim > len(ranks[p])}
+    each = ({p: v[t] if p in repeated else v for p, v in parameters.items()} for t in range(len(value)))
+    return np.stack([dequantised(v, steps, now) for v, now in zip(value, each, strict=True)])
+
+
+def _stack(groups: Groups, layers: Sequence[Layer]) -> int:
     """How many runs of a model that prescribes a small batch are scored together: scoring one by one is all overhead.
 
     Axis 0 counts samples or rows of a linear map, unless a layer sums over it, shares it with its weight or multiplies two
@@ -135,13 +173,13 @@ def _stack(groups: Groups, layers: Sequence[Layer], reads: Sequence[str]) -> int
     fixed = fixed_batch(groups)
     if fixed is None or not all(stackable(groups, layer) for layer in layers):
         return 1
-    per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in reads)
+    per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in {layer.x.tensor for layer in layers})
     return max(1, min(MAX_BATCH // fixed, MEMORY // max(1, per_run)))
 
 
-def _stacked(runs: Iterable[tuple[dict[str, Array], int]], most: int) -> Iterator[tuple[dict[str, Array], int]]:
+def _stacked(runs: Iterable[tuple[Values, int]], most: int) -> Iterator[tuple[Values, int]]:
     """Joins up to `most` runs of equal shapes and sample counts along axis 0."""
-    waiting: list[dict[str, Array]] = []
+    waiting: list[Values] = []
     kind: Any = None
     count = 0
     for values, samples in runs:
@@ -155,8 +193,8 @@ def _stacked(runs: Iterable[tuple[dict[str, Array], int]], most: int) -> Iterato
         yield _joined(waiting), count
 
 
-def _joined(runs: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    return {name: np.concatenate([r[name] for r in runs]) for name in runs[0]} if len(runs) > 1 else runs[0]
+def _joined(runs: Sequence[Values]) -> Values:
+    return {read: np.concatenate([r[read] for r in runs]) for read in runs[0]} if len(runs) > 1 else runs[0]
 
 
 def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None) -> int:

@@ -11,7 +11,10 @@ from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, 
 from onnxprune.control import handed_out, key
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups, Pin
+from onnxprune.roles import complete_roles
+from onnxprune.rounding import rounded_sums
 from onnxprune.rules import (
+    OFFSET,
     STANDARD,
     Approximate,
     Consumer,
@@ -20,6 +23,7 @@ from onnxprune.rules import (
     Fresh,
     Layer,
     MustEqual,
+    Offset,
     Reads,
     Rounds,
     RuleTable,
@@ -28,7 +32,7 @@ from onnxprune.rules import (
 )
 from onnxprune.rules.frozen import REASONS
 from onnxprune.rules.reshape import SHAPE_OPERANDS
-from onnxprune.silence import Silencers, silenceable
+from onnxprune.silence import Silencers, has_offset, silenceable
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
 SEQUENCES = ("SequenceConstruct", "SplitToSequence")
@@ -78,12 +82,16 @@ class _Analysis:
         self.node_ties: dict[int, list[Tie]] = {}
         self.silencers = Silencers(net, self.node_ties)
         self.silencing: set[Dim] = set()
+        self.range_silencers = Silencers(net, self.node_ties, offsets=True)
+        self.ranged: set[Dim] = set()
         self.pins: list[Pin] = []
 
     def run(self) -> Groups:
         for index in self.net.order:
             self.visit(index)
         self.freeze_outputs()
+        for flaw in rounded_sums(self.net, self.layers):
+            self._flaw(flaw)
         self.components = self.coupling.solve()
         self.freeze_late(self.components)
         return self.finish(self.components)
@@ -114,7 +122,7 @@ class _Analysis:
         self.live.update(f.dim for f in facts if isinstance(f, Fresh))
         ties = [f for f in facts if isinstance(f, Tie)]
         mentioned = {d for t in ties for d in (t.a, t.b)}
-        mentioned |= {f.dim for f in facts if isinstance(f, Freeze | Reads | Approximate | Rounds)}
+        mentioned |= {f.dim for f in facts if isinstance(f, Freeze | Reads | Approximate)}
         self._spread(view, ties)
         self.node_ties[index] = ties
         for fact in facts:
@@ -135,9 +143,11 @@ class _Analysis:
             self.musts.append(fact)
         elif isinstance(fact, Consumer):
             self.roles[fact.dim] = "consumer"
-            if not silenceable(self.net, fact.dim.tensor):
+            if fact.dim.tensor not in self.net.fixed or not silenceable(self.net, fact.dim.tensor):
                 why = "has a weight that no constant silences: it is computed, and not by moving or scaling one"
                 self._freeze(Freeze(fact.dim, f"{view} {why}", remedy="fold the computation of the weight (onnxsim does)"))
+            elif has_offset(self.net, fact.dim.tensor):
+                self._flaw(Flaw(fact.dim, f"{view} {OFFSET}", "offset"))
         elif isinstance(fact, Contracts):
             self._silence(view, fact)
         elif isinstance(fact, Approximate):
@@ -145,8 +155,10 @@ class _Analysis:
                 self._flaw(Flaw(fact.dim, fact.reason))
             else:
                 self._freeze(Freeze(fact.dim, fact.reason, remedy="--allow-approximate"))
-        elif isinstance(fact, Rounds):
-            self._flaw(Flaw(fact.dim, fact.reason, rounding=True))
+        elif isinstance(fact, Rounds | Offset):
+            self._flaw(Flaw(fact.dim, fact.reason, "offset" if isinstance(fact, Offset) else "rounding"))
+            if isinstance(fact, Rounds) and self.is_live(fact.dim):
+                self.ranged.update(self.range_silencers.of(fact.dim) or ())
 
     def _silence(self, view: View, fact: Contracts) -> None:
         """Finds the constants that silence one of the activations that are multiplied."""
@@ -160,7 +172,7 @@ class _Analysis:
             self._freeze(Freeze(dim, why))
 
     def _flaw(self, flaw: Flaw) -> None:
-        if self.is_live(flaw.dim):
+        if self.is_live(flaw.dim) and (not flaw.comparable or flaw.dim in self.coupling.sizes):
             self.coupling.register(flaw.dim, self.net.shapes[flaw.dim.tensor][flaw.dim.axis])
             self.coupling.flaws.append(flaw)
 
@@ -301,32 +313,11 @@ class _Analysis:
         return changed
 
     def finish(self, components: Components) -> Groups:
-        for layer in self.layers:
-            self._mark_producer(layer)
-        self._roles_through_constants()
+        complete_roles(self.net, self.layers, self.node_ties, self.roles)
         names = {layer.out: layer.name for layer in reversed(self.layers)}
         groups = components.groups(names)
         for dim in self.silencing:
             if self.roles.get(dim) != "consumer":
                 self.roles[dim] = "silencer"
         roles = {d: self.roles.get(d, "scale") for d in components.dims if d.tensor in self.net.initializers}
-        return Groups(self.net, groups, tuple(self.layers), roles, tuple(self.pins))
-
-    def _mark_producer(self, layer: Layer) -> None:
-        node = self.net.nodes[layer.index]
-        for position, tensor in enumerate(node.inputs):
-            if tensor.name in self.net.fixed:
-                for axis in range(len(self.net.shapes.get(tensor.name, ()))):
-                    for dim in (Dim(tensor.name, axis), Dim(tensor.name, axis, f"{layer.index}.{position}")):
-                        self.roles.setdefault(dim, "producer")
-
-    def _roles_through_constants(self) -> None:
-        """A weight behind Transpose or Identity has the role of what comes out at the far end."""
-        for index, ties in reversed(self.node_ties.items()):
-            node = self.net.model.graph.node[index]
-            if node.output and node.output[0] in self.net.fixed:
-                outputs = set(node.output)
-                for t in ties:
-                    for inner, outer in ((t.a, t.b), (t.b, t.a)):
-                        if outer.tensor in outputs and inner.tensor not in outputs and outer in self.roles:
-                            self.roles[inner] = self.roles[outer]
+        return Groups(self.net, groups, tuple(self.layers), roles, tuple(self.pins), frozenset(self.ranged))

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import ChannelGroup, Dim, Index
+from onnxprune.contraction import silent_value
 from onnxprune.edit import Editor, Transform
 from onnxprune.errors import PlanError
 from onnxprune.graph import Array
@@ -52,14 +53,16 @@ def surgery(groups: Groups, plan: Plan, rules: RuleTable = STANDARD) -> onnx.Mod
 def mask(groups: Groups, plan: Plan) -> onnx.ModelProto:
     """The original model with the removed slices of every consumer set to zero (and the kept ones rescaled).
 
-    Where two activations are multiplied, the slices of what makes one of them. This computes what the pruned model must
-    compute: the oracle that every cut is held against.
+    A quantised weight has its zero point written instead, where that is another number. Where two activations are
+    multiplied, the slices of what makes one of them. Where a tensor is quantised by its range, those of what makes the
+    channel, so that it does not widen the range either. This computes what the pruned model must compute: the oracle that
+    every cut is held against.
     """
     check(groups, plan)
     zeroings: dict[Dim, Transform] = {}
     for dim, positions in groups.removed({name: k.indices for name, k in plan.groups.items()}).items():
-        if groups.roles.get(dim) in ("consumer", "silencer"):
-            zeroings[dim] = partial(_zero, positions)
+        if groups.roles.get(dim) in ("consumer", "silencer") or dim in groups.ranged:
+            zeroings[dim] = partial(_silence, positions, silent_value(groups, dim.tensor))
     editor = Editor(groups.net)
     editor.constants(_chain(_scalings(groups, plan), zeroings))
     return editor.model
@@ -138,9 +141,9 @@ def _delete(positions: Index, value: Array, axis: int) -> Array:
     return np.delete(value, positions, axis)
 
 
-def _zero(positions: Index, value: Array, axis: int) -> Array:
+def _silence(positions: Index, silent: Array, value: Array, axis: int) -> Array:
     value = value.copy()
-    np.moveaxis(value, axis, 0)[positions] = 0
+    np.moveaxis(value, axis, 0)[positions] = np.moveaxis(np.broadcast_to(silent, value.shape), axis, 0)[positions]
     return value
 
 

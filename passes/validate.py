@@ -11,9 +11,11 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.channels import Index
+from onnxprune.control import every_graph
 from onnxprune.data import Samples
 from onnxprune.errors import ModelError, ValidationError
 from onnxprune.graph import Array, graph_inputs
+from onnxprune.rounding import quantises
 
 QUANTISED = 5e-2  # a sum that rounds differently may land on the next step of an 8-bit activation
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -126,7 +128,7 @@ def _oracle(
     Always on the CPU and without graph optimisations, so that both sides round alike.
     """
     sessions = [runtime.session(m, optimise=False, reuse=False) for m in (original, masked, pruned)]
-    steps = any("QuantizeLinear" in n.op_type for n in original.graph.node)
+    steps = any(quantises(n) for g in every_graph(original.graph) for n in g.node)
     worst = 0.0
     for feed in feeds:
         results = [runtime.run(s, feed) for s in sessions]

@@ -19,7 +19,7 @@ LAYERS = [
     {"graph", "plan"},
     {"explore"},
     {"runtime", "symbolic", "data"},
-    {"rules", "edit", "silence"},
+    {"rules", "edit", "roles", "rounding", "silence"},
     {"groups"},
     {"contraction", "saliency", "budget"},
     {"criteria", "selection"},

@@ -435,7 +435,7 @@ def test_what_a_condition_reckons_with_is_frozen() -> None:
     assert "ReduceMean 'm'" in why(g, "a")
 
 
-def test_the_operator_inside_that_no_rule_explains_is_named() -> None:
+def test_the_operator_inside_that_stops_channels_is_named() -> None:
     then = body([("TopK", "a one", "o1 k1", {"axis": 1})], "o1", weights={"one": ints(8)})
     nodes = [FIRST, ("If", "cond", "b", either(then, body([("Neg", "a", "o2")], "o2"))), LAST]
     g = analysed(model(nodes, WA | {"wl": w(4, 8, 1, 1)}), cond=NO)

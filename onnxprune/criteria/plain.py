@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from onnxprune.channels import ChannelGroup, Dim, Slot
-from onnxprune.contraction import units
-from onnxprune.graph import Array, Network
+from onnxprune.contraction import units, weight_values
+from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
@@ -35,17 +35,14 @@ class _WeightCriterion:
 
     def inspect(self, groups: Groups) -> list[LayerScore]:
         makers = _makers(groups)
-        return [
-            LayerScore("", g.id, self.score(groups.net, g, [s for s in g.slots if s.dim in makers])) for g in groups.prunable
-        ]
+        return [LayerScore("", g.id, self.score(g, makers)) for g in groups.prunable]
 
-    def score(self, net: Network, group: ChannelGroup, made: Sequence[Slot]) -> Array:
-        """One number per channel. made: where the weights lie that make the channels."""
+    def score(self, group: ChannelGroup, makers: Mapping[Dim, Array]) -> Array:
+        """Scores of the group's channels [size]. makers: the weights that make channels, by the axis that these lie on."""
         total = np.zeros(group.size)
-        for slot in made:
-            filters = _filters(net, group, slot)
-            if filters is not None:
-                total += self.filters(filters)
+        for slot in group.slots:
+            if slot.dim in makers:
+                total += self.filters(_filters(group, slot, makers[slot.dim]))
         return total
 
     def filters(self, filters: Array) -> Array:
@@ -53,21 +50,30 @@ class _WeightCriterion:
         raise NotImplementedError
 
 
-def _makers(groups: Groups) -> set[Dim]:
-    """The axes of constants along which lie the weights that make the channels; biases have but one number for each."""
-    nodes = [(groups.net.nodes[layer.index], layer.weight) for layer in groups.layers]
-    biases = {t.name for node, weight in nodes for t in node.inputs if t.name != weight}
-    return {d for d, role in groups.roles.items() if role == "producer" and d.tensor not in biases}
+def _makers(groups: Groups) -> dict[Dim, Array]:
+    """The axes of weights that no layer sums over, where the prunable groups lie; for each, the weight it belongs to."""
+    weights = weight_values(groups.net, groups.layers)
+    readers: dict[str, list[Layer]] = {}
+    for layer in weights:
+        readers.setdefault(layer.weight, []).append(layer)
+    found = {}
+    for dim in dict.fromkeys(slot.dim for g in groups.prunable for slot in g.slots):
+        made_by = [layer for layer in readers.get(dim.tensor, ()) if _reads(layer, dim)]
+        if made_by and groups.roles.get(dim) != "consumer" and all(layer.w != dim for layer in made_by):
+            found[dim] = weights[made_by[0]]
+    return found
 
 
-def _filters(net: Network, group: ChannelGroup, slot: Slot) -> Array | None:
-    """The weights that make each channel, [channels, n], where `slot` is an axis of a producer's weight matrix."""
-    value = net.array(slot.dim.tensor)
-    if value is None or value.dtype.kind not in "fi":
-        return None
-    rows = np.moveaxis(value, slot.dim.axis, 0)[slot.positions].astype(np.float64).reshape(len(slot.positions), -1)
+def _filters(group: ChannelGroup, slot: Slot, weight: Array) -> Array:
+    """The weights that make each channel, [channels, n], where `slot` is an axis of `weight`."""
+    rows = np.moveaxis(weight, slot.dim.axis, 0)[slot.positions].astype(np.float64).reshape(len(slot.positions), -1)
     order = np.argsort(slot.channels, kind="stable")
     return rows[order].reshape(group.size, -1)
+
+
+def _reads(layer: Layer, dim: Dim) -> bool:
+    """Whether the layer is one of the nodes that `dim` is about: constants that are shared by accident have several."""
+    return not dim.use or dim.use.split(".")[0] == str(layer.index)
 
 
 class L1(_WeightCriterion):
@@ -127,7 +133,7 @@ class Random(_WeightCriterion):
     def options(self) -> Mapping[str, Any]:
         return {"seed": self._seed}
 
-    def score(self, net: Network, group: ChannelGroup, made: Sequence[Slot]) -> Array:
+    def score(self, group: ChannelGroup, makers: Mapping[Dim, Array]) -> Array:
         rng = np.random.default_rng([self._seed, zlib.crc32(group.id.encode())])
         return rng.random(group.size)
 

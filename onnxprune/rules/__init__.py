@@ -8,6 +8,7 @@ from onnxprune.rules import (
     classical,
     contrib,
     contrib_attention,
+    contrib_quantized,
     control,
     conv,
     deform,
@@ -24,6 +25,7 @@ from onnxprune.rules import (
     spatial,
 )
 from onnxprune.rules.base import (
+    OFFSET,
     Approximate,
     Become,
     Consumer,
@@ -33,6 +35,8 @@ from onnxprune.rules.base import (
     Fresh,
     Layer,
     MustEqual,
+    Offset,
+    Packed,
     Reads,
     Resize,
     Rounds,
@@ -41,6 +45,7 @@ from onnxprune.rules.base import (
     SetAttr,
     SetConst,
     SetInput,
+    Steps,
     View,
     Ways,
     table,
@@ -51,28 +56,34 @@ CLASSICAL = "ai.onnx.ml"
 FAMILIES: Mapping[str, RuleTable] = {
     "linear layer": {
         **table(
-            conv.RULES, deform.RULES, linear.RULES, einsum.RULES, recurrent.RULES, {"CausalConvWithState": contrib.CAUSAL_CONV}
+            conv.RULES,
+            deform.RULES,
+            linear.RULES,
+            einsum.RULES,
+            recurrent.RULES,
+            quantized.LINEAR,
+            {"CausalConvWithState": contrib.CAUSAL_CONV},
         ),
-        **table(contrib.LINEAR, einsum.CONTRIB, domain=MICROSOFT),
+        **table(contrib.LINEAR, contrib_quantized.LINEAR, einsum.CONTRIB, domain=MICROSOFT),
     },
     "attention": {
         **table(attention.RULES, {"LinearAttention": contrib_attention.LINEAR}),
         **table(contrib_attention.RULES, domain=MICROSOFT),
     },
     "element by element": {
-        **table(elementwise.RULES, quantized.RULES),
-        **table(contrib.ELEMENTWISE, domain=MICROSOFT),
+        **table(elementwise.RULES, quantized.ELEMENTWISE),
+        **table(contrib.ELEMENTWISE, contrib_quantized.ELEMENTWISE, domain=MICROSOFT),
         **table(classical.ELEMENTWISE, domain=CLASSICAL),
     },
     "normalisation, pooling or reduction": {
         **table(norm.RULES, contrib.UNOFFICIAL),
-        **table(contrib.NORM, domain=MICROSOFT),
+        **table(contrib.NORM, contrib_quantized.NORM, domain=MICROSOFT),
         **table(classical.NORM, domain=CLASSICAL),
     },
     "sampling or transform of space": {**table(spatial.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
     "data movement": {
         **table(movement.RULES, indexing.RULES, reshape.RULES, sequences.RULES),
-        **table(contrib.MOVEMENT, indexing.CONTRIB, domain=MICROSOFT),
+        **table(contrib.MOVEMENT, contrib_quantized.MOVEMENT, indexing.CONTRIB, domain=MICROSOFT),
         **table(classical.MOVEMENT, domain=CLASSICAL),
     },
     "control flow": table(control.RULES, domain=FLAT),
@@ -84,6 +95,7 @@ STANDARD: RuleTable = {key: rule for family in FAMILIES.values() for key, rule i
 
 __all__ = [
     "FAMILIES",
+    "OFFSET",
     "STANDARD",
     "Approximate",
     "Become",
@@ -94,6 +106,8 @@ __all__ = [
     "Fresh",
     "Layer",
     "MustEqual",
+    "Offset",
+    "Packed",
     "Reads",
     "Resize",
     "Rounds",
@@ -102,6 +116,7 @@ __all__ = [
     "SetAttr",
     "SetConst",
     "SetInput",
+    "Steps",
     "View",
     "Ways",
     "table",

@@ -13,6 +13,8 @@ from onnxprune.channels import Dim, Freeze, Index, Tie
 from onnxprune.graph import Array, Network
 from onnxprune.symbolic import Entry, Symbols
 
+OFFSET = "has a weight with a zero point other than 0: slices of that silence it, not of zeros"
+
 
 @dataclass(frozen=True)
 class Consumer:
@@ -66,7 +68,18 @@ class Approximate:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Removed positions still count for the range of an 8-bit activation: a cut and a mask round differently."""
+    """The positions of this axis set the range, and so the steps, of an 8-bit activation: a cut and a mask round differently.
+
+    Unless the mask makes them 0, as the range includes 0 in any case.
+    """
+
+    dim: Dim
+    reason: str
+
+
+@dataclass(frozen=True)
+class Offset:
+    """The weight that is summed over this axis has a zero point other than 0: writing that, not 0, silences a slice of it."""
 
     dim: Dim
     reason: str
@@ -79,7 +92,33 @@ class Ways:
     count: int
 
 
-Fact: TypeAlias = Tie | Freeze | Consumer | Contracts | Approximate | Rounds | Reads | Fresh | MustEqual | Ways
+Fact: TypeAlias = Tie | Freeze | Consumer | Contracts | Approximate | Rounds | Offset | Reads | Fresh | MustEqual | Ways
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the integers of a quantised tensor stand for: (integer - zero point) * scale.
+
+    scale, zero: names of the tensors, empty for 1 and for 0; of one element, or of one for every position of `axes`.
+    """
+
+    scale: str = ""
+    zero: str = ""
+    axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight of few bits as MatMulNBits packs it: bytes [N, blocks, bytes of a block], lowest bits first, `k` values a row.
+
+    scale: name of the tensor with one for every row and block. zero: that of the zero points, packed by row like the
+    weight or as numbers; empty for the middle of the range.
+    """
+
+    scale: str
+    zero: str
+    bits: int
+    k: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +127,8 @@ class Layer:
 
     x, out: channel axis of the activations in and out. w: the weight's axis that is summed over; None where the channels
     pass through one by one (depthwise). other: where two activations are multiplied, the summed axis of the second.
-    MACs = `factor` times the product of the sizes of `macs_dims`.
+    MACs = `factor` times the product of the sizes of `macs_dims`. steps: how to read the weight (or other activation) where
+    it is integer; x_steps: the same for the activation in, None only where the layer sums in floating point.
     """
 
     index: int
@@ -101,6 +141,8 @@ class Layer:
     macs_dims: tuple[Dim, ...]
     weight: str
     other: Dim | None = None
+    steps: Steps | Packed | None = None
+    x_steps: Steps | None = None
 
     @property
     def sums(self) -> bool:

@@ -111,13 +111,6 @@ def distances(view: View) -> Iterator[Fact]:
         yield Freeze(view.x(i, 1), f"{view} measures distances over it")
 
 
-def max_pool_nhwc(view: View) -> Iterator[Fact]:
-    """X [batch, height, width, channels]."""
-    for axis in (0, 3):
-        if view.shape(0)[axis] > 1:
-            yield Tie(view.x(0, axis), view.y(axis))
-
-
 ELEMENTWISE: dict[str, Rule] = {op: Rule(gelu) for op in ("BiasGelu", "FastGelu", "GatedAdd", "Gelu", "QuickGelu")}
 ELEMENTWISE |= {op: Rule(elementwise.unary) for op in ("SampleOp", "ScaledSiLU")}
 ELEMENTWISE |= {"LinearAttentionGate": Rule(attention_gate)}
@@ -131,7 +124,6 @@ NORM: dict[str, Rule] = {
     "CDist": Rule(distances),
     "EmbedLayerNormalization": Rule(embed_norm),
     "GatedRMSNorm": Rule(gated_norm),
-    "NhwcMaxPool": Rule(max_pool_nhwc),
     "SkipLayerNormalization": Rule(skip_norm),
     "SkipSimplifiedLayerNormalization": Rule(skip_norm),
 }

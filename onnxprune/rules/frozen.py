@@ -24,9 +24,6 @@ _REASONS: dict[str, dict[str, str]] = {
         "works on text, which has no channels": "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer",
         "reads a picture's file": "ImageDecoder",
         "runs a subgraph that is not followed": "If Loop Scan SequenceMap",
-        "computes with integers that stand for fractions": (
-            "ConvInteger DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul"
-        ),
     },
     "ai.onnx.ml": {
         "keeps its weights in attributes": "LinearClassifier LinearRegressor SVMClassifier SVMRegressor",
@@ -49,7 +46,7 @@ _REASONS: dict[str, dict[str, str]] = {
         "sends every token to experts of its own": "MoE QMoE",
         "packs its weights in blocks of bits": (
             "GatherBlockQuantized MatMulBnb4 MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulFpQ4 "
-            "MatMulNBits MatMulNBitsMlp MatMulNBitsQkv"
+            "MatMulNBitsMlp MatMulNBitsQkv"
         ),
         "takes the place of a whole graph": "EPContext Snpe",
         "mixes the streams of hyper-connections": "BranchwiseRMSNorm EngramGate HyperConnectionPostMix HyperConnectionPreMix",
@@ -60,11 +57,9 @@ _REASONS: dict[str, dict[str, str]] = {
         "takes a sparse matrix, which has no axes to cut": "SparseToDenseMatMul",
         "is internal to ONNX Runtime's optimiser": "ConvTransposeWithDynamicPads MaxpoolWithMask",
         "computes with integers that stand for fractions": (
-            "DequantizeBFP DequantizeLinear DequantizeWithOrder DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulInteger16 "
-            "MatMulIntegerToFloat MulInteger QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool "
-            "QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid "
-            "QLinearSoftmax QLinearWhere QOrderedAttention QOrderedGelu QOrderedLayerNormalization "
-            "QOrderedLongformerAttention QOrderedMatMul QuantizeBFP QuantizeLinear QuantizeWithOrder ReduceSumInteger"
+            "DequantizeBFP DequantizeWithOrder MatMulInteger16 MulInteger QEmbedLayerNormalization QLinearReduceMean "
+            "QOrderedAttention QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention QOrderedMatMul "
+            "QuantizeBFP QuantizeWithOrder ReduceSumInteger"
         ),
         "has no kernel for the CPU, on which cuts are checked": (
             "BiasAdd BiasDropout BiasSoftmax BiasSplitGelu BitmaskBiasDropout BitmaskDropout ComplexMul ComplexMulConj "

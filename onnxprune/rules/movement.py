@@ -24,10 +24,11 @@ def transpose(view: View) -> Iterator[Fact]:
             yield Tie(view.x(0, axis), view.y(out))
 
 
-def concat(view: View) -> Iterator[Fact]:
+def concat(view: View, inputs: Sequence[int] | None = None) -> Iterator[Fact]:
+    """The parts, all inputs unless told otherwise, one behind the other."""
     axis = view.attr("axis") % len(view.out_shape())
     start = 0
-    for i in range(view.count):
+    for i in range(view.count) if inputs is None else inputs:
         yield from _pass_axes(view, [axis], 0, i)
         size = view.shape(i)[axis]
         yield Tie(view.x(i, axis), view.y(axis), None, np.arange(start, start + size))

@@ -77,9 +77,9 @@ def group_norm_fixup(view: View, resize: Resize) -> Iterator[Edit]:
         yield SetAttr("num_groups", resize.size(view.x(0, 1)) * view.attr("num_groups") // view.shape(0)[1])
 
 
-def pool(view: View) -> Iterator[Fact]:
+def pool(view: View, channels: int = 1) -> Iterator[Fact]:
     """Batch and channels pass through."""
-    for axis in (0, 1):
+    for axis in (0, channels):
         if view.shape(0)[axis] > 1:
             yield Tie(view.x(0, axis), view.y(axis))
 
