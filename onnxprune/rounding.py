@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 
 from onnxprune.channels import Flaw
+from onnxprune.control import FLAT, LOOPS
 from onnxprune.graph import Network
 from onnxprune.rules import Layer
 
@@ -21,16 +22,23 @@ def quantises(node: onnx.NodeProto) -> bool:
 
 
 def rounded_by(net: Network) -> dict[str, int]:
-    """For every tensor of activations that is rounded sooner or later, the node that does so first on some way."""
+    """For every tensor of activations that is rounded sooner or later, the node that does so first on some way.
+
+    Later may be in the next iteration: what the body of a loop makes counts as rounded where one of the loop's states is.
+    """
     found: dict[str, int] = {}
-    for index in reversed(net.order):
-        node = net.model.graph.node[index]
-        later = next((found[o] for o in node.output if o in found), None)
-        if quantises(node):
-            found[node.input[0]] = index
-        if later is not None:
-            for name in net.reads(index):
-                found.setdefault(name, later)
+    known = -1
+    while known < len(found):  # twice, and once more for every loop that this carries through
+        known = len(found)
+        for index in reversed(net.order):
+            node = net.model.graph.node[index]
+            around = node.input if node.domain == FLAT and node.op_type in LOOPS else ()
+            later = next((found[name] for name in (*node.output, *around) if name in found), None)
+            if quantises(node):
+                found[node.input[0]] = index
+            if later is not None:
+                for name in net.reads(index):
+                    found.setdefault(name, later)
     return {name: index for name, index in found.items() if name not in net.fixed}
 
 

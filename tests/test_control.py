@@ -808,6 +808,49 @@ def test_scores_in_a_loop_are_those_of_the_unrolled_network() -> None:
         assert g.outputs(next(x for x in g.layers if x.name == "hh")) == 3 * 2 * HIDDEN
 
 
+def quantised_cell(h: str, t: str, following: str) -> list[Node]:
+    """h <- tanh(h wq + u) with integers, whose steps come from the range of h."""
+    return [
+        ("DynamicQuantizeLinear", h, f"q{t} s{t} z{t}"),
+        ("MatMulInteger", f"q{t} wq z{t}", f"j{t}"),
+        ("Cast", f"j{t}", f"f{t}", {"to": TensorProto.FLOAT}),
+        ("Mul", f"s{t} ws", f"k{t}"),
+        ("Mul", f"f{t} k{t}", f"hh{t}"),
+        ("Add", f"hh{t} u", f"a{t}"),
+        ("Tanh", f"a{t}", following),
+    ]
+
+
+def test_integers_in_a_loop_are_read_by_the_steps_of_their_iteration() -> None:
+    levels = np.random.default_rng(3).integers(-60, 60, (HIDDEN, HIDDEN)).astype(np.int8)
+    net = looped([*quantised_cell("h", "", "h2"), CELL[-1]], wq=levels, ws=np.float32(0.01))
+    net.graph.initializer.append(numpy_helper.from_array(np.array(3), "n"))
+    del net.graph.input[1:]
+    weights = {k: CELL_WEIGHTS[k] for k in ("wx", "wo")} | {"wq": levels, "ws": np.float32(0.01), "zero": np.float32(0)}
+    cells = [n for t in range(3) for n in quantised_cell(f"h{t}", str(t), f"h{t + 1}")]
+    flat = model([("MatMul", "x wx", "u"), ("Mul", "u zero", "h0"), *cells, ("MatMul", "h3 wo", "y")], weights, {"x": ("N", 5)})
+    g, x = analysed(net), w(7, 5)
+    (group,) = g.prunable
+    assert group.flaw is not None
+    assert "from the range of the whole tensor" in group.flaw.reason
+    found, want = (calibrate(analysed(m), Activation(), nets.samples(m, x)).layers for m in (net, flat))
+    inside = next(s for s in found if s.layer == "j")
+    rounds = [s.values for s in want if s.layer.startswith("j")]
+    assert len(rounds) == 3
+    np.testing.assert_allclose(inside.values, np.mean(rounds, axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_a_sum_that_the_next_iteration_rounds_is_told() -> None:
+    steps: dict[str, Array] = {"step": np.float32(0.01), "none": np.int8(0)}
+    rounding: list[Node] = [("QuantizeLinear", "h step none", "q"), ("DequantizeLinear", "q step none", "d")]
+    net = looped([*rounding, ("MatMul", "d wi", "m"), ("Relu", "m", "r"), ("MatMul", "r wj", "hh"), *CELL[1:]],
+                 wi=w(HIDDEN, 12), wj=w(12, HIDDEN), **steps)  # fmt: skip
+    g = analysed(net)
+    ((group, _),) = g.at[Dim("r", 1)]
+    assert group.flaw is not None
+    assert group.flaw.reason == "QuantizeLinear 'q' rounds to 8 bits what MatMul 'hh' sums in floating point"
+
+
 PRODUCT = "MatMul {h} wk {k}|Transpose {k} {k}t|MatMul q {k}t {p}|MatMul {p} {h} {next}"
 
 
