@@ -187,7 +187,7 @@ class Accounting:
 def is_parameter(net: Network, name: str) -> bool:
     """Whether a constant counts as parameters: floating-point, or 8-bit weights (not vectors of indices)."""
     kind = net.kinds[name]
-    weight = kind.kind == "f" or (kind.itemsize == 1 and len(net.initializers[name].dims) > 1)
+    weight = kind.kind == "f" or (kind.kind in "iu" and kind.itemsize == 1 and len(net.initializers[name].dims) > 1)
     return weight and bool(net.uses.get(name))
 
 

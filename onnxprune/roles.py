@@ -30,5 +30,6 @@ def complete_roles(net: Network, layers: Iterable[Layer], ties: dict[int, list[T
 def _carry_back(outputs: set[str], ties: Sequence[Tie], roles: dict[Dim, str]) -> None:
     for t in ties:
         for inner, outer in ((t.a, t.b), (t.b, t.a)):
-            if outer.tensor in outputs and inner.tensor not in outputs and outer in roles:
+            far = outer.tensor in outputs and inner.tensor not in outputs and outer in roles
+            if far and roles.get(inner) != "consumer":  # a weight that another layer sums over stays one
                 roles[inner] = roles[outer]
