@@ -175,7 +175,7 @@ class Network:
 
     model: the flat graph, see `control`; it is the model itself unless bodies of If, Loop or Scan are followed. shapes:
     concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors. feeds: the
-    inputs of that run. others: the shapes of a second run, on inputs of other sizes; None if there was none. nested: the
+    inputs of that run. again: what a second run, on inputs of other sizes, told; None if there was none. nested: the
     model itself where `model` is not. inside: what is known of its bodies.
     """
 
@@ -183,7 +183,7 @@ class Network:
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, Array]
     feeds: Mapping[str, Array] = field(default_factory=dict)
-    others: Mapping[str, tuple[int, ...]] | None = None
+    again: Network | None = None
     nested: onnx.ModelProto | None = None
     inside: Inside = field(default_factory=Inside)
 
@@ -204,9 +204,9 @@ class Network:
         """Whether an axis has the same size in every run, as far as a second run tells; False where it is not known."""
         if self.static or tensor in self.initializers:
             return True
-        if self.others is None or tensor in self._undecided:
+        if self.again is None or tensor in self._undecided:
             return False
-        return self.others.get(tensor, ())[axis : axis + 1] == (self.shapes[tensor][axis],)
+        return self.again.shapes.get(tensor, ())[axis : axis + 1] == (self.shapes[tensor][axis],)
 
     @cached_property
     def _undecided(self) -> set[str]:

@@ -17,7 +17,7 @@ from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.graph import Network
 from onnxprune.groups import Accounting, Groups, Size, is_parameter
-from onnxprune.passes.group import UNSTEADY, group
+from onnxprune.passes.group import group
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +66,8 @@ def load(
 
 
 def _analysed(net: Network, approximate: bool) -> Groups:
-    """The groups; where sizes that a model leaves open stood in the way, a second run tells what depends on them."""
-    groups = group(net, approximate=approximate)
-    if not net.static and any(g.remedy == UNSTEADY for g in groups.groups):
-        again = runtime.probe_again(net)
-        return groups if again is net else group(again, approximate=approximate)
-    return groups
+    """The groups; where a model leaves sizes open, a second run tells what depends on them."""
+    return group(net if net.static else runtime.probe_again(net), approximate=approximate)
 
 
 def freeze_groups(groups: Groups, patterns: Sequence[str]) -> Groups:

@@ -242,14 +242,14 @@ def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> S
 
 
 def probe_again(net: Network) -> Network:
-    """The same network, with the shapes that a run on inputs of other sizes gives; unchanged if no other sizes run.
+    """The same network, with what a run on inputs of other sizes tells; unchanged if no other sizes run.
 
     What has one size in both runs does not depend on the sizes that the model leaves open.
     """
     for guess in GUESSES:
         shapes = _filled(net.source, {}, partial(_another, net, guess))
         try:
-            return replace(net, others=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)).shapes)
+            return replace(net, again=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)))
         except ModelError:
             continue
     return net

@@ -46,16 +46,22 @@ def group(net: Network, rules: RuleTable = STANDARD, *, approximate: bool = Fals
 
     Linear in the size of the graph. The rules run in topological order, so that each knows which axes channels reach. Where
     a node could follow the channels along one of several axes, and the first choice ends frozen, the next one is tried.
+    Where the model leaves sizes open, only what a run on other sizes bears out can be pruned.
     approximate: cut also where what remains then comes out differently (layer normalisation); such groups have a flaw.
     """
     symbols = Symbols(net)
     first = _Analysis(net, rules, symbols, {}, approximate)
-    best = first.run()
+    best, groups = first, first.run()
     if stuck := first.stuck():
-        other = _Analysis(net, rules, symbols, dict.fromkeys(stuck, 1), approximate).run()
-        if _reach(other) > _reach(best):
-            return other
-    return best
+        other = _Analysis(net, rules, symbols, dict.fromkeys(stuck, 1), approximate)
+        if _reach(found := other.run()) > _reach(groups):
+            best, groups = other, found
+    if net.again is None:
+        return groups
+    second = replace(net.again, again=net)
+    elsewhere = _Analysis(second, rules, Symbols(second), best.ways, approximate)
+    elsewhere.run()
+    return best.finish(best.components) if best.freeze_unsteady(elsewhere) else groups
 
 
 def _reach(groups: Groups) -> int:
@@ -311,6 +317,26 @@ class _Analysis:
                         why = f"the size of {must.dim} is computed in a way that a cut would break"
                         changed |= components.freeze(dim, Frozen(why, "export with fixed sizes, or fold the shape arithmetic"))
         return changed
+
+    def freeze_unsteady(self, elsewhere: _Analysis) -> bool:
+        """Freezes channels that do not consist of the same positions of constants when open sizes change.
+
+        Rows of [batch * channels, ...] picked by number, for one, belong to other channels then. True when anything froze.
+        """
+        here, there = self.components, elsewhere.components
+        dims = [d for d in here.dims if d.tensor in self.net.initializers]
+        if not dims:
+            return False
+        both = [(here.of(d), there.of(d) if d in there.offset else np.full(here.sizes[d], -1)) for d in dims]
+        pairs = np.unique(np.concatenate([np.stack(p, axis=1) for p in both]), axis=0)
+        lost = np.isin(pairs[:, 1], [-1, *there.reasons])
+        for column in (0, 1):
+            _, where, count = np.unique(pairs[:, column], return_inverse=True, return_counts=True)
+            lost |= count[where] > 1
+        moved = Frozen("its channels fall together otherwise when the open sizes of the inputs change", UNSTEADY)
+        fresh = {int(c): there.reasons.get(int(d), moved) for c, d in pairs[lost] if int(c) not in here.reasons}
+        here.reasons.update(fresh)
+        return bool(fresh)
 
     def finish(self, components: Components) -> Groups:
         complete_roles(self.net, self.layers, self.node_ties, self.roles)

@@ -914,7 +914,9 @@ def test_axes_of_one_name_have_one_size() -> None:
     net = model([("Gather", "state zero", "s"), ("Concat", "x s", "y", {"axis": 1})], {"zero": np.array(0)}, STATE)
     first = runtime.probe(net)
     assert {k: v.shape for k, v in first.feeds.items()} == {"x": (1, 16), "state": (2, 1, 16)}
-    assert runtime.probe_again(first).others == {"x": (2, 17), "state": (2, 2, 17), "zero": (), "s": (2, 17), "y": (2, 34)}
+    again = runtime.probe_again(first).again
+    assert again is not None
+    assert again.shapes == {"x": (2, 17), "state": (2, 2, 17), "zero": (), "s": (2, 17), "y": (2, 34)}
     assert runtime.example_feeds(net, shapes={"state": (2, 3, 7)})["x"].shape == (3, 7)
 
 

@@ -1078,7 +1078,7 @@ def test_a_number_that_depends_on_open_sizes_freezes(name: str) -> None:
     first = runtime.probe(net.model, net.feeds)
     assert why(group(first), "a") in expected
     again = runtime.probe_again(first)
-    assert again.others is not None and again.others["x"][2:] != first.shapes["x"][2:]
+    assert again.again is not None and again.again.shapes["x"][2:] != first.shapes["x"][2:]
     if name not in ("constant", "elements", "product"):  # these count the positions as well
         assert prunable(group(again), "a") == 8
         holds(group(again))

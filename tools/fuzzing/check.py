@@ -85,7 +85,8 @@ def examine(case: Case, tell: Callable[[str], None] = lambda stage: None) -> Out
         return made
     tell("analysis")
     try:
-        groups = group(runtime.probe(case.model, case.feeds[0]))
+        net = runtime.probe(case.model, case.feeds[0])
+        groups = group(net if net.static else runtime.probe_again(net))
     except Exception as error:
         return _failed(made, "analysis", error)
     if not original.same_optimised:
