@@ -108,5 +108,9 @@ def require_prunable(groups: Groups) -> None:
         raise ModelError(
             "the model has no weights to prune", hint="they must be constants of the file, in floating point or 8 bits"
         )
-    reason = next((g.reason for g in groups.groups), None) or "it has no layer with channels"
-    raise ModelError(f"nothing in the model can be pruned: {reason}", hint="`onnxprune inspect` lists every group")
+    first = max(groups.groups, key=lambda g: g.remedy.startswith("--"), default=None)  # one that an option would free, if any
+    reason = (first.reason if first else None) or "it has no layer with channels"
+    hint = (
+        f"{first.remedy} would cut it" if first and first.remedy.startswith("--") else "`onnxprune inspect` lists every group"
+    )
+    raise ModelError(f"nothing in the model can be pruned: {reason}", hint=hint)
