@@ -173,7 +173,7 @@ def _oracle_pair(imported: Imported, plan: Plan) -> tuple[onnx.ModelProto | None
     groups = imported.groups
     comparable = [g.id for g in groups.prunable if g.flaw is None or g.flaw.comparable]
     part = plan.only(comparable)
-    whole = all(name in part.groups or len(k.indices) == k.size for name, k in plan.groups.items())
+    whole = all(name in part.groups or (len(k.indices) == k.size and k.scale is None) for name, k in plan.groups.items())
     return None if whole else surgery(groups, part), mask(groups, part)
 
 

@@ -8,7 +8,7 @@ There are no per-architecture cases: a residual Add, a Concat, a depthwise convo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
@@ -197,6 +197,23 @@ class Components:
         """Freezes the components of `dim` after the fact; tells whether any was not frozen before."""
         fresh = [int(c) for c in np.unique(self.of(dim)) if int(c) not in self.reasons]
         self.reasons.update(dict.fromkeys(fresh, frozen))
+        return bool(fresh)
+
+    def freeze_like(self, other: Components, dims: Iterable[Dim], apart: Frozen) -> bool:
+        """Freezes what is frozen in `other`, where the same positions of `dims` may belong to channels otherwise.
+
+        apart: the reason where they do. Tells whether anything was not frozen before.
+        """
+        both = [(self.of(d), other.of(d) if d in other.offset else np.full(self.sizes[d], -1)) for d in dims]
+        if not both:
+            return False
+        pairs = np.unique(np.concatenate([np.stack(p, axis=1) for p in both]), axis=0)
+        lost = np.isin(pairs[:, 1], [-1, *other.reasons])
+        for column in (0, 1):
+            _, where, count = np.unique(pairs[:, column], return_inverse=True, return_counts=True)
+            lost |= count[where] > 1
+        fresh = {int(a): other.reasons.get(int(b), apart) for a, b in pairs[lost] if int(a) not in self.reasons}
+        self.reasons.update(fresh)
         return bool(fresh)
 
     def groups(self, names: Mapping[Dim, str]) -> tuple[ChannelGroup, ...]:

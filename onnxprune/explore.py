@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from onnxprune.control import LOOPS, Inside, bodies, defined, every_graph, key, outer, states
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array
-from onnxprune.inline import repeated_names
+from onnxprune.inline import constant_value, repeated_names
 
 MAX_REPEATS = 1 << 20  # a trip count beyond this stands for a loop that its condition ends
 
@@ -218,8 +218,8 @@ class _Explorer:
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     found = {t.name: t for t in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and (value := constant_value(node)) is not None:
+            found[node.output[0]] = value
     return found
 
 

@@ -37,7 +37,8 @@ from onnxprune.symbolic import Symbols, evaluate, sizes
 
 SEQUENCES = ("SequenceConstruct", "SplitToSequence")
 TRIALS = 8
-UNSTEADY = "fixed input sizes (--shape, or export with them)"
+UNSTEADY = "export with fixed input sizes"
+FALL_TOGETHER = "its channels fall together otherwise when the open sizes of the inputs change"
 INTERFACE = "nothing: the model's inputs and outputs stay as they are"
 
 
@@ -61,7 +62,9 @@ def group(net: Network, rules: RuleTable = STANDARD, *, approximate: bool = Fals
     second = replace(net.again, again=net)
     elsewhere = _Analysis(second, rules, Symbols(second), best.ways, approximate)
     elsewhere.run()
-    return best.finish(best.components) if best.freeze_unsteady(elsewhere) else groups
+    constants = [d for d in best.components.dims if d.tensor in net.initializers]
+    fewer = best.components.freeze_like(elsewhere.components, constants, Frozen(FALL_TOGETHER, UNSTEADY))
+    return best.finish(best.components) if fewer else groups
 
 
 def _reach(groups: Groups) -> int:
@@ -133,6 +136,8 @@ class _Analysis:
         self.node_ties[index] = ties
         for fact in facts:
             self._note(view, fact)
+        if rule is not None and rule.fixup is not None and view.op not in SHAPE_OPERANDS:
+            self._freeze_numbered(view, ties)
         if any(isinstance(f, Ways) and f.count > 1 for f in facts):
             self.forks[index] = ties
         why = f"{view} mixes its positions" if known else self._unknown(view)
@@ -140,6 +145,15 @@ class _Analysis:
         for name in node.output:
             self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")
         self._pin_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
+
+    def _freeze_numbered(self, view: View, ties: list[Tie]) -> None:
+        """Positions by number mean other channels when the axis has another size: they cannot be written anew once for all."""
+        if self.net.again is None:
+            return
+        for dim in {d for t in ties if t.ia is not None or t.ib is not None for d in (t.a, t.b)}:
+            if not self.net.steady(dim.tensor, dim.axis):
+                why = f"{view} names positions of an axis with an open size"
+                self._freeze(Freeze(dim, why, remedy=UNSTEADY))
 
     def _note(self, view: View, fact: Fact) -> None:
         """Records one fact other than a tie; which axes are live is known by now."""
@@ -317,26 +331,6 @@ class _Analysis:
                         why = f"the size of {must.dim} is computed in a way that a cut would break"
                         changed |= components.freeze(dim, Frozen(why, "export with fixed sizes, or fold the shape arithmetic"))
         return changed
-
-    def freeze_unsteady(self, elsewhere: _Analysis) -> bool:
-        """Freezes channels that do not consist of the same positions of constants when open sizes change.
-
-        Rows of [batch * channels, ...] picked by number, for one, belong to other channels then. True when anything froze.
-        """
-        here, there = self.components, elsewhere.components
-        dims = [d for d in here.dims if d.tensor in self.net.initializers]
-        if not dims:
-            return False
-        both = [(here.of(d), there.of(d) if d in there.offset else np.full(here.sizes[d], -1)) for d in dims]
-        pairs = np.unique(np.concatenate([np.stack(p, axis=1) for p in both]), axis=0)
-        lost = np.isin(pairs[:, 1], [-1, *there.reasons])
-        for column in (0, 1):
-            _, where, count = np.unique(pairs[:, column], return_inverse=True, return_counts=True)
-            lost |= count[where] > 1
-        moved = Frozen("its channels fall together otherwise when the open sizes of the inputs change", UNSTEADY)
-        fresh = {int(c): there.reasons.get(int(d), moved) for c, d in pairs[lost] if int(c) not in here.reasons}
-        here.reasons.update(fresh)
-        return bool(fresh)
 
     def finish(self, components: Components) -> Groups:
         complete_roles(self.net, self.layers, self.node_ties, self.roles)

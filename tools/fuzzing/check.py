@@ -18,12 +18,14 @@ from onnx import numpy_helper
 
 from fuzzing.graphs import Case
 from onnxprune import runtime
+from onnxprune.control import every_graph
 from onnxprune.errors import ModelError
 from onnxprune.graph import Network
 from onnxprune.groups import Accounting, Groups
 from onnxprune.inline import constant_value
 from onnxprune.passes.group import group
 from onnxprune.passes.surgery import mask, reweightable, surgery
+from onnxprune.passes.validate import QUANTISED
 from onnxprune.plan import Kept, Plan
 
 Array = np.ndarray[Any, Any]
@@ -92,6 +94,8 @@ def examine(case: Case, tell: Callable[[str], None] = lambda stage: None) -> Out
     if not original.same_optimised:
         made.notes["ONNX Runtime's optimisations change the original's outputs"] += 1
     made.groups, made.prunable = len(groups.groups), len(groups.prunable)
+    if any(g.flaw is not None and g.flaw.kind == "rounding" for g in groups.prunable):
+        original.tolerance = QUANTISED
     if groups.prunable:
         for kind, plan in plans(groups, case.seed):
             made.plans += 1
@@ -357,9 +361,10 @@ def _nudge(value: Array, rng: np.random.Generator) -> Array:
 
 def parameters(model: onnx.ModelProto) -> int:
     """Elements of constants that are read: floating-point ones, and 8-bit ones that are no vectors."""
-    read = {name for node in model.graph.node for name in node.input}
-    protos = {t.name: t for t in model.graph.initializer}
-    for node in model.graph.node:
+    nodes = [node for graph in every_graph(model.graph) for node in graph.node]
+    read = {name for node in nodes for name in node.input}
+    protos = {t.name: t for graph in every_graph(model.graph) for t in graph.initializer}
+    for node in nodes:
         held = constant_value(node) if node.op_type == "Constant" else None
         if held is not None:
             protos[node.output[0]] = held

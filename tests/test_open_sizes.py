@@ -1,0 +1,83 @@
+"""Sizes that a model leaves open: a cut has to be right on all of them, not only on those of the probe run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import oracle
+import pytest
+from onnx import parser
+
+from onnxprune import runtime
+from onnxprune.channels import Coupling, Dim, Frozen, Tie
+from onnxprune.imported import load
+
+PICKED = """
+<ir_version: 8, opset_import: ["" : 18]>
+net (float[1,3,{size}] x) => (float[1,4] y)
+<float[6,3,1] wa, float[4,3] wl, int64[2] flat = {{1, -1}}, int64[3] picked = {{0, 4, 5}}, int64[1] zero = {{0}}, int64[1] three = {{3}}, int64[1] one = {{1}}>
+{{
+    a = Conv (x, wa)
+    f = Reshape (a, flat)
+    {pick}
+    y = MatMul (p, wl)
+}}
+"""  # noqa: E501
+PICKS = {
+    "Gather": "p = Gather <axis = 1> (f, picked)",
+    "Slice": "p = Slice (f, zero, three, one)",
+}
+
+
+def net(pick: str, size: str) -> onnx.ModelProto:
+    model = parser.parse_model(PICKED.format(size=size, pick=PICKS[pick]))
+    rng = np.random.default_rng(0)
+    for name, shape in (("wa", (6, 3, 1)), ("wl", (3, 4))):
+        held = (
+            next(t for t in model.graph.initializer if t.name == name)
+            if any(t.name == name for t in model.graph.initializer)
+            else model.graph.initializer.add()
+        )
+        held.CopyFrom(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    return model
+
+
+@pytest.mark.parametrize("pick", PICKS)
+def test_positions_named_by_number_on_an_open_axis_freeze(pick: str) -> None:
+    """Which channel position 4 of [channels x positions] belongs to depends on how many positions there are."""
+    groups = load(net(pick, "n")).groups
+    reasons = {g.reason for g in groups.groups if g.frozen}
+    assert any("names positions of an axis with an open size" in str(r) for r in reasons)
+    assert not any(s.dim == Dim("wa", 0) for g in groups.prunable for s in g.slots)
+
+
+@pytest.mark.parametrize("pick", PICKS)
+def test_positions_named_by_number_on_a_fixed_axis_are_followed(pick: str) -> None:
+    model = net(pick, "2")
+    groups = load(model).groups
+    assert any(s.dim == Dim("wa", 0) for g in groups.prunable for s in g.slots)
+    feeds: dict[str, Any] = {"x": np.random.default_rng(1).standard_normal((1, 3, 2)).astype(np.float32)}
+    for seed in range(3):
+        oracle.check(model, feeds, oracle.keep(groups, 0.5, np.random.default_rng(seed)), groups)
+
+
+def test_without_another_run_nothing_is_known_to_be_steady() -> None:
+    first = runtime.probe(net("Gather", "n"))
+    assert first.again is None and not first.steady("a", 1)
+    again = runtime.probe_again(first)
+    assert again.steady("a", 1) and not again.steady("f", 1)
+
+
+def test_channels_that_consist_of_other_positions_elsewhere_freeze() -> None:
+    """Positions 0 and 1 are one channel here, 1 and 2 there; position 3 is a channel of its own in both."""
+    dim, apart = Dim("w", 0), Frozen("apart")
+    found = []
+    for pair in ((0, 1), (1, 2)):
+        coupling = Coupling({dim: 4}, [Tie(dim, dim, np.array([pair[0]]), np.array([pair[1]]))])
+        found.append(coupling.solve())
+    here, there = found
+    assert here.freeze_like(there, [dim], apart)
+    assert [here.reasons.get(int(c)) for c in here.of(dim)] == [apart, apart, apart, None]
+    assert not here.freeze_like(there, [dim], apart)
