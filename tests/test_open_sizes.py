@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import oracle
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from onnxprune import runtime
 from onnxprune.channels import Coupling, Dim, Frozen, Tie
@@ -17,14 +17,15 @@ from onnxprune.imported import load
 PICKED = """
 <ir_version: 8, opset_import: ["" : 18]>
 net (float[1,3,{size}] x) => (float[1,4] y)
-<float[6,3,1] wa, float[4,3] wl, int64[2] flat = {{1, -1}}, int64[3] picked = {{0, 4, 5}}, int64[1] zero = {{0}}, int64[1] three = {{3}}, int64[1] one = {{1}}>
+<int64[2] flat = {{1, -1}}, int64[3] picked = {{0, 4, 5}},
+ int64[1] zero = {{0}}, int64[1] three = {{3}}, int64[1] one = {{1}}>
 {{
     a = Conv (x, wa)
     f = Reshape (a, flat)
     {pick}
     y = MatMul (p, wl)
 }}
-"""  # noqa: E501
+"""
 PICKS = {
     "Gather": "p = Gather <axis = 1> (f, picked)",
     "Slice": "p = Slice (f, zero, three, one)",
@@ -35,12 +36,8 @@ def net(pick: str, size: str) -> onnx.ModelProto:
     model = parser.parse_model(PICKED.format(size=size, pick=PICKS[pick]))
     rng = np.random.default_rng(0)
     for name, shape in (("wa", (6, 3, 1)), ("wl", (3, 4))):
-        held = (
-            next(t for t in model.graph.initializer if t.name == name)
-            if any(t.name == name for t in model.graph.initializer)
-            else model.graph.initializer.add()
-        )
-        held.CopyFrom(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+        value = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
     return model
 
 
