@@ -172,7 +172,9 @@ class Editor:
                     info.type.tensor_type.ClearField("shape")
 
     def _resized(self, info: onnx.ValueInfoProto, sizes: Mapping[str, Mapping[int, int]]) -> bool:
-        """Writes the new sizes into a declared shape; False where it does not have these axes."""
+        """Writes the new sizes into a declared shape; False where it does not have these axes, or is a sequence's."""
+        if info.type.HasField("sequence_type"):
+            return not any(x in sizes for x in self.net.reads(self.net.producer[info.name]))
         if not info.type.tensor_type.HasField("shape"):
             return True
         dims = info.type.tensor_type.shape.dim

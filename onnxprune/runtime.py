@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ _PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 GUESSES = ((224, 16), (64, 64), (256, 512), (32, 1), (512, 2048))
+LARGER = 16  # times as many elements of an input as in the first run: a second one must not need memory without end
 _SMALL = 4096  # elements; integer tensors up to this size are recorded by the probe
 
 ort.set_default_logger_severity(4)
@@ -246,8 +248,10 @@ def probe_again(net: Network) -> Network:
 
     What has one size in both runs does not depend on the sizes that the model leaves open.
     """
-    for guess in GUESSES:
-        shapes = _filled(net.source, {}, partial(_another, net, guess))
+    for other in (partial(_step, net), *(partial(_another, net, guess) for guess in GUESSES)):
+        shapes = _filled(net.source, {}, other)
+        if any(math.prod(shape) > LARGER * max(1, net.feeds[name].size) for name, shape in shapes.items()):
+            continue
         try:
             return replace(net, again=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)))
         except ModelError:
@@ -255,9 +259,15 @@ def probe_again(net: Network) -> Network:
     return net
 
 
+def _step(net: Network, name: str, rank: int, axis: int) -> int:
+    """A size somewhat larger than in the first run that can be halved as often, so that networks with strides take it."""
+    first: int = net.feeds[name].shape[axis]
+    return first + max(1, min(first & -first, 32))
+
+
 def _another(net: Network, guess: tuple[int, int], name: str, rank: int, axis: int) -> int:
-    """Another size than an axis of an input had in the first run."""
-    first, other = net.feeds[name].shape[axis], guess[0] if rank == 4 else guess[1]
+    """A size that many models take, but not the one that an axis of an input had in the first run."""
+    first, other = net.feeds[name].shape[axis], max(2, guess[0] if rank == 4 else guess[1])  # an axis of 1 has no channels
     return first + 1 if axis == 0 or first == other else other
 
 

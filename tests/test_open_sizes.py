@@ -78,3 +78,38 @@ def test_channels_that_consist_of_other_positions_elsewhere_freeze() -> None:
     assert here.freeze_like(there, [dim], apart)
     assert [here.reasons.get(int(c)) for c in here.of(dim)] == [apart, apart, apart, None]
     assert not here.freeze_like(there, [dim], apart)
+
+
+def test_a_second_run_takes_no_more_than_a_few_times_the_elements() -> None:
+    """Five open axes: other sizes that models often take, in the hundreds, would need gigabytes."""
+    text = '<ir_version: 8, opset_import: ["" : 18]> net (float[a,b,c,d,e] x) => (float[a,b,c,d,e] y) { y = Relu (x) }'
+    first = runtime.probe(parser.parse_model(text), {"x": np.ones((2, 3, 4, 5, 6), np.float32)})
+    again = runtime.probe_again(first).again
+    assert again is not None
+    assert again.shapes["x"] == (4, 4, 8, 6, 8)
+    assert not any(n == m for n, m in zip(first.shapes["x"], again.shapes["x"], strict=True))
+
+
+def test_declared_sequences_of_cut_tensors_are_dropped() -> None:
+    """An entry of value_info may say the shape of a sequence's tensors, which the checker holds against what it infers."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    net (float[1,3,4] x) => (float[1,2,4] y)
+    <int64 zero = {0}, seq(float[1,6,4]) s>
+    {
+        a = Conv (x, wa)
+        s = SplitToSequence <axis = 2> (a)
+        b = ConcatFromSequence <axis = 2> (s)
+        y = Conv (b, wl)
+    }
+    """
+    model = parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("wa", (6, 3, 1)), ("wl", (2, 6, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    assert any(v.name == "s" for v in model.graph.value_info)
+    groups = load(model).groups
+    assert sum(g.size for g in groups.prunable) == 6
+    feeds = {"x": rng.standard_normal((1, 3, 4)).astype(np.float32)}
+    pruned = oracle.check(model, feeds, oracle.keep(groups, 0.5, rng), groups).pruned
+    assert not any(v.name == "s" for v in pruned.graph.value_info)

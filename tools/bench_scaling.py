@@ -246,6 +246,7 @@ def steps(path: Path, clock: Clock, macs: float) -> None:
         model = graph.load(path)
     with clock.step("probe"):
         net = runtime.probe(model)
+        net = net if net.static else runtime.probe_again(net)
     with clock.step("IR"):
         _ = net.nodes, net.order, net.fixed, net.uses
     with clock.step("symbols"):

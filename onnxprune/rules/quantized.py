@@ -34,6 +34,9 @@ def dynamic(view: View) -> Iterator[Fact]:
     """Element by element, in steps that depend on the smallest and the largest element."""
     yield from broadcast(view, [0])
     yield from ranged(view, 0)
+    if any(tensor.name in view.net.outputs for tensor in view.node.outputs[1:]):
+        for axis in range(len(view.shape(0))):
+            yield Freeze(view.x(0, axis), f"{view} hands out the range of it")
 
 
 def ranged(view: View, i: int) -> Iterator[Fact]:
