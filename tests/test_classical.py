@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_rules import attribute, build, cut, holds, ints, operand, seeded, together, w, why
+from axes import together, why
+from single import attribute, build, cut, holds, ints, operand, seeded, w
 
 from onnxprune.groups import Groups
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+from axes import prunable, together, why
 from onnx import TensorProto
-from test_rules import build, cut, holds, ints, operand, prunable, seeded, shape, together, w, why
+from single import build, cut, holds, ints, operand, seeded, shape, w
 
 from onnxprune.groups import Groups
 from onnxprune.passes.group import group

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import oracle
 import pytest
+from axes import prunable, why
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
@@ -127,20 +128,6 @@ def analysed(net: onnx.ModelProto, **fixed: Any) -> Groups:
 
 def run(net: onnx.ModelProto, x: Feeds) -> list[Array]:
     return runtime.run(runtime.session(net, threads=1), x)
-
-
-def why(groups: Groups, tensor: str, axis: int = 1) -> str:
-    """Why an axis is frozen; asserts that all of it is, and for one reason."""
-    found = next(gs for d, gs in groups.at.items() if d.tensor == tensor and d.axis == axis)
-    reasons = {g.reason for g, _ in found}
-    assert len(reasons) == 1 and None not in reasons, reasons
-    return str(reasons.pop())
-
-
-def prunable(groups: Groups, tensor: str, axis: int = 1) -> int:
-    """How many channels can go from an axis, each by itself."""
-    found = next((gs for d, gs in groups.at.items() if d.tensor == tensor and d.axis == axis), [])
-    return sum(g.size for g, _ in found if not g.frozen)
 
 
 def holds(net: onnx.ModelProto, *cases: Mapping[str, Any], probed: int = 0) -> Groups:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axes import prunable, together, why
 from onnx import numpy_helper
-from test_rules import FLAT, build, cut, holds, ints, prunable, seeded, shape, together, w, why
+from single import FLAT, build, cut, holds, ints, seeded, shape, w
 
 from onnxprune import runtime
 from onnxprune.channels import Dim

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axes import prunable, together, why
 from nets import run, samples
-from test_rules import attribute, build, cut, holds, ints, prunable, seeded, shape, together, w, why
+from single import attribute, build, cut, holds, ints, seeded, shape, w
 
 from onnxprune.contraction import normal_form
 from onnxprune.criteria import Sensitivity

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axes import prunable, together, why
 from onnx import TensorProto
-from test_rules import LAST, attribute, build, cut, holds, ints, node, operand, prunable, seeded, together, w, why
+from single import LAST, attribute, build, cut, holds, ints, node, operand, seeded, w
 
 __all__ = ["seeded"]  # every test draws the same weights
 

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import oracle
 import pytest
+from axes import owner, prunable, together, why
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from test_rules import LAST, build, cut, holds, ints, owner, prunable, seeded, shape, together, w, why
+from single import LAST, build, cut, holds, ints, seeded, shape, w
 
 from onnxprune.graph import Network
 from onnxprune.groups import Groups

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_rules import build, cut, holds, ints, operand, prunable, seeded, together, w, why
+from axes import prunable, together, why
+from single import build, cut, holds, ints, operand, seeded, w
 
 __all__ = ["seeded"]  # every test draws the same weights
 

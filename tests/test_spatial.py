@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_rules import LAST, build, cut, holds, ints, operand, prunable, seeded, together, w, why
+from axes import prunable, together, why
+from single import LAST, build, cut, holds, ints, operand, seeded, w
 
 __all__ = ["seeded"]  # every test draws the same weights
 
