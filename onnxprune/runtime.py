@@ -136,7 +136,8 @@ def input_shapes(model: onnx.ModelProto, texts: Iterable[str]) -> dict[str, tupl
             raise OptionError(f"--shape {text} names no input of the model", hint=f"the inputs are {', '.join(declared)}")
         parts = sizes.replace("x", ",").split(",")
         if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-            raise OptionError(f"--shape {text} is not a list of sizes", hint=f"for example --shape {name}=1,3,224,224")
+            example = ",".join(str(d or 1) for d in declared[name])
+            raise OptionError(f"--shape {text} is not a list of sizes", hint=f"for example --shape {name}={example}")
         shape = tuple(int(p) for p in parts)
         if len(shape) != len(declared[name]) or any(d not in (None, n) for d, n in zip(declared[name], shape, strict=True)):
             wanted = ",".join("?" if d is None else str(d) for d in declared[name])

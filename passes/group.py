@@ -39,7 +39,6 @@ SEQUENCES = ("SequenceConstruct", "SplitToSequence")
 TRIALS = 8
 UNSTEADY = "export with fixed input sizes"
 FALL_TOGETHER = "its channels fall together otherwise when the open sizes of the inputs change"
-INTERFACE = "nothing: the model's inputs and outputs stay as they are"
 
 
 def group(net: Network, rules: RuleTable = STANDARD, *, approximate: bool = False) -> Groups:
@@ -293,7 +292,7 @@ class _Analysis:
         self._freeze_unsteady()
         for name in self.net.outputs:
             for axis in range(len(self.net.shapes.get(name, ()))):
-                self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'", remedy=INTERFACE))
+                self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'"))
             for entry in self.symbols.entries.get(name, []):
                 self.unmentioned.extend(Freeze(d, f"graph output '{name}' is its size") for d in sizes(entry))
         # Only axes that some rule has coupled: the others cannot be cut anyhow.

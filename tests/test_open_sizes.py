@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from onnx import numpy_helper, parser
 
 from onnxprune import runtime
 from onnxprune.channels import Coupling, Dim, Frozen, Tie
+from onnxprune.cli import main
+from onnxprune.errors import ModelError
 from onnxprune.imported import load
 
 PICKED = """
@@ -113,3 +116,35 @@ def test_declared_sequences_of_cut_tensors_are_dropped() -> None:
     feeds = {"x": rng.standard_normal((1, 3, 4)).astype(np.float32)}
     pruned = oracle.check(model, feeds, oracle.keep(groups, 0.5, rng), groups).pruned
     assert not any(v.name == "s" for v in pruned.graph.value_info)
+
+
+def test_the_shape_that_the_user_gives_is_the_one_that_the_model_is_run_on() -> None:
+    """A Reshape to 5 columns runs on no size that is tried by itself; without --shape the model is refused."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    net (float[a,b] x) => (float[5,c] y) <int64[2] flat = {5, 21}> { y = Reshape (x, flat) }
+    """
+    model = parser.parse_model(text)
+    with pytest.raises(ModelError, match="--shape"):
+        load(model)
+    assert load(model, shape=["x=15,7"]).groups.net.shapes["x"] == (15, 7)
+    assert load(model, shape=["7x15"]).groups.net.shapes["x"] == (7, 15)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("z=1,2", "--shape z=1,2 names no input of the model (the inputs are x)"),
+        ("x=1,b", "--shape x=1,b is not a list of sizes (for example --shape x=1,4)"),
+        ("0,4", "--shape 0,4 is not a list of sizes"),
+        ("x=1,5", "--shape x=1,5 does not fit input 'x' (the model declares ?,4)"),
+        ("1,4,1", "--shape 1,4,1 does not fit input 'x'"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused_in_one_line(text: str, words: str, tmp_path: Path, capsys: Any) -> None:
+    model = '<ir_version: 8, opset_import: ["" : 18]> net (float[a,4] x) => (float[a,4] y) { y = Relu (x) }'
+    onnx.save(parser.parse_model(model), tmp_path / "m.onnx")
+    assert main(["inspect", str(tmp_path / "m.onnx"), "--shape", text]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert words in said.err
