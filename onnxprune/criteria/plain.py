@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from onnxprune.channels import ChannelGroup, Slot
 from onnxprune.contraction import units
-from onnxprune.graph import Array
+from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
@@ -52,7 +52,7 @@ class _WeightCriterion:
 def _filters(groups: Groups, group: ChannelGroup, slot: Slot) -> Array | None:
     """The weights that make each channel, [channels, n], where `slot` is an axis of a producer's weight matrix."""
     nodes = [(groups.net.nodes[layer.index], layer.weight) for layer in groups.layers]
-    biases = {t.name for node, weight in nodes for t in node.inputs if t.name != weight}
+    biases = _made_of(groups.net, [t.name for node, weight in nodes for t in node.inputs if t.name != weight])
     if groups.roles.get(slot.dim) != "producer" or slot.dim.tensor in biases:
         return None
     value = groups.net.array(slot.dim.tensor)
@@ -61,6 +61,19 @@ def _filters(groups: Groups, group: ChannelGroup, slot: Slot) -> Array | None:
     rows = np.moveaxis(value.astype(np.float64), slot.dim.axis, 0)[slot.positions].reshape(len(slot.positions), -1)
     order = np.argsort(slot.channels, kind="stable")
     return rows[order].reshape(group.size, -1)
+
+
+def _made_of(net: Network, names: Sequence[str]) -> set[str]:
+    """These tensors and, where they are computed from constants alone, all that they are computed from."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            if name in net.fixed and name in net.producer:
+                left += net.reads(net.producer[name])
+    return found
 
 
 class L1(_WeightCriterion):
