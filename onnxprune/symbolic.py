@@ -48,7 +48,12 @@ class Arith:
     b: Entry
 
 
-Entry: TypeAlias = Const | Size | Arith
+@dataclass(frozen=True)
+class Unknown:
+    """A number that cannot be traced, beside others that can, e.g. a height scaled in floating point."""
+
+
+Entry: TypeAlias = Const | Size | Arith | Unknown
 
 
 def _leaves_integers(node: onnx.NodeProto) -> bool:
@@ -76,7 +81,9 @@ MOVES = {"Identity", "Cast", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Flatt
 
 
 def evaluate(entry: Entry, size: Callable[[Dim], int]) -> int:
-    """The entry's value when axis `d` has `size(d)` elements."""
+    """The entry's value when axis `d` has `size(d)` elements. ValueError for what is not known."""
+    if isinstance(entry, Unknown):
+        raise ValueError("an unknown number has no value")
     if isinstance(entry, Const):
         return entry.value
     if isinstance(entry, Size):
@@ -91,6 +98,12 @@ def sizes(entry: Entry) -> Iterator[Dim]:
     elif isinstance(entry, Arith):
         yield from sizes(entry.a)
         yield from sizes(entry.b)
+
+
+def _combined(op: str, a: Entry, b: Entry) -> Entry:
+    if isinstance(a, Unknown) or isinstance(b, Unknown):
+        return Unknown()
+    return Const(_ARITH[op](a.value, b.value)) if isinstance(a, Const) and isinstance(b, Const) else Arith(op, a, b)
 
 
 def _taken(entry: Entry, index: int, position: int) -> Entry:
@@ -161,10 +174,7 @@ class Symbols:
             return None
         n = max(len(left), len(right))
         left, right = left * (n // len(left)), right * (n // len(right))
-        return [
-            Const(_ARITH[op](x.value, y.value)) if isinstance(x, Const) and isinstance(y, Const) else Arith(op, x, y)
-            for x, y in zip(left, right, strict=True)
-        ]
+        return [_combined(op, x, y) for x, y in zip(left, right, strict=True)]
 
     def _move(self, index: int) -> list[Entry] | None:
         """Data movement is not modelled: the operator is run on numbers that stand for the entries."""
@@ -173,8 +183,8 @@ class Symbols:
         pool: list[Entry] = []
         arrays = []
         for position, tensor in enumerate(operands):
-            found = self.of(tensor.name)
             shape = self.net.shapes.get(tensor.name)
+            found = self._entries(tensor.name) if node.op == "Concat" else self.of(tensor.name)
             if found is None or shape is None:
                 return None
             arrays.append(np.arange(len(pool), len(pool) + len(found)).reshape(shape))
@@ -183,6 +193,13 @@ class Symbols:
         if moved is None or moved.size != int(np.prod(self.net.shapes.get(node.outputs[0].name, (-1,)))):
             return None  # an Expand that repeats, or a shape that the probe did not see
         return [pool[int(k)] for k in moved.ravel()] if moved.size <= MAX_ENTRIES else None
+
+    def _entries(self, name: str) -> list[Entry] | None:
+        """The entries of an operand of Concat: what is not known of one does not spoil what is known of the others."""
+        value = self.net.values.get(name)
+        if (found := self.of(name)) is None and value is not None and value.dtype.kind == "i" and value.size <= MAX_ENTRIES:
+            return [Unknown()] * value.size
+        return found
 
     def _run(self, index: int, arrays: list[Array]) -> Array | None:
         node = self.net.nodes[index]

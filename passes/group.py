@@ -112,9 +112,19 @@ class _Analysis:
             else f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
         )
         self._freeze_unmentioned(view, mentioned, why)
+        origin = self._origin(view) if known else why
         for name in node.output:
-            self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")
+            self.origin.setdefault(name, origin)
         self._freeze_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
+
+    def _origin(self, view: View) -> str:
+        """Why no channels lie on an axis that a known operator makes: as none lie on what it reads, or it is the first."""
+        for tensor in view.node.inputs:
+            if tensor.name in self.origin and tensor.name not in self.net.fixed:
+                if any(self.is_live(Dim(tensor.name, axis)) for axis in range(len(self.net.shapes[tensor.name]))):
+                    break
+                return self.origin[tensor.name]
+        return f"{view} makes it from no channels"
 
     def _has_shapes(self, view: View) -> bool:
         names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
