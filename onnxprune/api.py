@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def prune(
         decision = decide(imported, saliency, settings, budget, split, providers)
     with clock.stage("surgery"):
         pruned = surgery(imported.groups, decision.plan)
-        masked = mask(imported.groups, decision.plan)
+        exact, masked = _oracle_pair(imported, decision.plan)
     with clock.stage("validate"):
         found = validate(
             imported.model,
@@ -137,6 +137,7 @@ def prune(
             split.validation_indices,
             providers=providers,
             progress=lambda done, total: tell("validate", done, total),
+            exact=exact,
         )
     report = _report(imported, settings, budget, saliency, decision, pruned, found, clock)
     return Result(pruned, decision.plan, report, report["certificate"], imported.external)
@@ -152,17 +153,28 @@ def calibrate(
     return _calibrated(imported, settings, runtime.providers(settings.providers), split, tell)
 
 
-def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan) -> tuple[Imported, onnx.ModelProto]:
-    """(the imported model, the pruned model) of a plan made elsewhere, oracle included.
+def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options: Any) -> tuple[Imported, onnx.ModelProto]:
+    """(the imported model, the pruned model) of a plan made elsewhere, oracle included. options: those about the model.
 
     Raises PlanError when the plan is for another model, ValidationError when the result is not fit to be used.
     """
-    imported = load(model)
+    settings = Options(**options)
+    imported = _load(model, None, settings)
     if plan.model_digest and plan.model_digest != graph.digest(imported.model):
         raise PlanError("the plan was made for another model", hint="apply it to the file that it was made from")
     pruned = surgery(imported.groups, plan)
-    validate(imported.model, pruned, mask(imported.groups, plan), [imported.groups.net.feeds])
+    exact, masked = _oracle_pair(imported, plan)
+    validate(imported.model, pruned, masked, [imported.groups.net.feeds], exact=exact)
     return imported, pruned
+
+
+def _oracle_pair(imported: Imported, plan: Plan) -> tuple[onnx.ModelProto | None, onnx.ModelProto]:
+    """What the oracle compares: (the model with exact cuts only, None where all cuts are; the model that masks the same)."""
+    groups = imported.groups
+    comparable = [g.id for g in groups.prunable if g.flaw is None or g.flaw.comparable]
+    part = plan.only(comparable)
+    whole = all(name in part.groups or len(k.indices) == k.size for name, k in plan.groups.items())
+    return None if whole else surgery(groups, part), mask(groups, part)
 
 
 def verify(
@@ -179,12 +191,14 @@ def verify(
     Raises ValidationError when anything does not hold.
     """
     settings = Options(**options)
+    if report is not None and report.get("approximate"):
+        settings = replace(settings, allow_approximate=True)
     imported, split = _import(original, data, None, settings)
     smaller = graph.load(pruned)
-    masked = None
+    exact = masked = None
     if report is not None:
         build.check_digests(report, graph.digest(imported.model), graph.digest(smaller))
-        masked = mask(imported.groups, build.plan_of(report))
+        exact, masked = _oracle_pair(imported, build.plan_of(report))
     try:
         found = validate(
             imported.model,
@@ -195,6 +209,7 @@ def verify(
             split.validation_indices,
             providers=runtime.providers(settings.providers),
             progress=lambda done, total: progress("validate", done, total) if progress else None,
+            exact=exact,
         )
     except ValidationError as error:
         raise ValidationError(error.message, hint="is it the pair, and the report, that one pruning wrote?") from None
@@ -204,12 +219,23 @@ def verify(
 def _import(
     model: str | os.PathLike[str] | onnx.ModelProto, data: Any, validation: Any, settings: Options, *, prunable: bool = False
 ) -> tuple[Imported, Split]:
-    imported = load(model, freeze=settings.freeze, data=data, images=settings.images)
+    imported = _load(model, data, settings)
     if prunable:
         require_prunable(imported.groups)
     samples = None if data is None else open_data(data, imported.specs, settings.images)
     held_out = None if validation is None else open_data(validation, imported.specs, settings.images)
     return imported, Split.of(imported, samples, held_out, settings)
+
+
+def _load(model: str | os.PathLike[str] | onnx.ModelProto, data: Any, settings: Options) -> Imported:
+    return load(
+        model,
+        freeze=settings.freeze,
+        data=data,
+        images=settings.images,
+        shape=settings.shape,
+        approximate=settings.allow_approximate,
+    )
 
 
 def _budget(mapping: Mapping[str, float]) -> Budget:
@@ -268,6 +294,7 @@ def _report(
         "seed": settings.seed,
         "method": decision.method,
         "recover": "none",
+        "approximate": settings.allow_approximate,
         "budget": budget.to_json(),
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.model.ByteSize()},
         "pruned": {"macs": after.macs, "params": after.params, "bytes": pruned.ByteSize()},

@@ -8,9 +8,10 @@ There are no per-architecture cases: a residual Add, a Concat, a depthwise convo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from itertools import pairwise
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +44,37 @@ class Tie:
 
 @dataclass(frozen=True, eq=False)
 class Freeze:
-    """The positions (all of them when None) of `dim` cannot be removed, for `reason`."""
+    """The positions (all of them when None) of `dim` cannot be removed, for `reason`; `remedy` says what would change that."""
 
     dim: Dim
     reason: str
     positions: Index | None = None
+    remedy: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Flaw:
+    """Removing positions of `dim` is not the same as zeroing the weights that read them, for `reason`.
+
+    kind: no mask is known that the cut equals (approximation), the mask writes zero points instead of zeros (offset), or
+    8-bit activations may round to another step (rounding).
+    """
+
+    dim: Dim
+    reason: str
+    kind: Literal["approximation", "offset", "rounding"] = "approximation"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether a mask is known that the cut still equals, but for rounding."""
+        return self.kind != "approximation"
+
+
+class Frozen(NamedTuple):
+    """Why channels cannot be removed, and what would change that."""
+
+    reason: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,26 +97,34 @@ class ChannelGroup:
     """Channels with one footprint: removing any of them shortens the same axes by the same amounts.
 
     size: number of channels. slots: one per axis that the group touches, in the order of the graph.
-    reason: why it is frozen, None when it can be pruned.
+    reason: why it is frozen, None when it can be pruned; remedy: what would unfreeze it. flaw: why a cut is not exact.
     """
 
     id: str
     size: int
     slots: tuple[Slot, ...]
     reason: str | None = None
+    remedy: str = ""
+    flaw: Flaw | None = None
 
     @property
     def frozen(self) -> bool:
         return self.reason is not None
 
+    @property
+    def exact(self) -> bool:
+        """Whether removing channels equals silencing them."""
+        return self.flaw is None
+
 
 @dataclass
 class Coupling:
-    """Collects ties and freezes, then yields the groups."""
+    """Collects ties, freezes and flaws, then yields the groups."""
 
     sizes: dict[Dim, int] = field(default_factory=dict)
     ties: list[Tie] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
+    flaws: list[Flaw] = field(default_factory=list)
 
     def register(self, dim: Dim, size: int) -> None:
         self.sizes.setdefault(dim, size)
@@ -110,10 +145,15 @@ class Coupling:
         i = np.concatenate(rows) if rows else np.empty(0, np.int64)
         j = np.concatenate(cols) if cols else np.empty(0, np.int64)
         count, labels = connected_components(coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(n, n)), directed=False)
-        return Components(dims, offset, dict(self.sizes), labels.astype(np.int64), int(count), self._reasons(offset, labels))
+        _, first = np.unique(labels, return_index=True)
+        number = np.empty(count, np.int64)
+        number[np.argsort(first)] = np.arange(count)
+        labels = number[labels]
+        frozen, flaws = self._reasons(offset, labels), self._flaws(offset, labels)
+        return Components(dims, offset, dict(self.sizes), labels, int(count), frozen, flaws)
 
-    def _reasons(self, offset: Mapping[Dim, int], labels: Index) -> dict[int, str]:
-        reasons: dict[int, str] = {}
+    def _reasons(self, offset: Mapping[Dim, int], labels: Index) -> dict[int, Frozen]:
+        reasons: dict[int, Frozen] = {}
         for freeze in self.freezes:
             start = offset[freeze.dim]
             if freeze.positions is None:
@@ -121,84 +161,90 @@ class Coupling:
             else:
                 where = labels[start + freeze.positions]
             for component in np.unique(where):
-                reasons.setdefault(int(component), freeze.reason)
+                reasons.setdefault(int(component), Frozen(freeze.reason, freeze.remedy))
         return reasons
+
+    def _flaws(self, offset: Mapping[Dim, int], labels: Index) -> dict[int, Flaw]:
+        flaws: dict[int, Flaw] = {}
+        for flaw in sorted(self.flaws, key=lambda f: f.kind):  # the graver one, first in the alphabet, speaks for a channel
+            start = offset[flaw.dim]
+            for component in np.unique(labels[start : start + self.sizes[flaw.dim]]):
+                flaws.setdefault(int(component), flaw)
+        return flaws
 
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The channels of a network: a component label for every position of every coupled axis."""
+    """The channels of a network: a component label for every position of every coupled axis.
+
+    Components are numbered in the order of their first positions.
+    """
 
     dims: list[Dim]
     offset: dict[Dim, int]
     sizes: dict[Dim, int]
     labels: Index
     count: int
-    reasons: dict[int, str]
+    reasons: dict[int, Frozen]
+    flaws: dict[int, Flaw]
 
     def of(self, dim: Dim) -> Index:
         """The component label of every position of `dim`."""
         start = self.offset[dim]
         return self.labels[start : start + self.sizes[dim]]
 
-    def freeze(self, dim: Dim, reason: str) -> bool:
+    def freeze(self, dim: Dim, frozen: Frozen) -> bool:
         """Freezes the components of `dim` after the fact; tells whether any was not frozen before."""
         fresh = [int(c) for c in np.unique(self.of(dim)) if int(c) not in self.reasons]
-        self.reasons.update(dict.fromkeys(fresh, reason))
+        self.reasons.update(dict.fromkeys(fresh, frozen))
         return bool(fresh)
 
-    def groups(self, names: Mapping[Dim, str], order: Iterable[Dim]) -> tuple[ChannelGroup, ...]:
-        """Channels bundled by footprint and by reason, in the order in which `order` first meets them.
+    def groups(self, names: Mapping[Dim, str]) -> tuple[ChannelGroup, ...]:
+        """Channels bundled by footprint and by reason, in the order in which the axes were registered.
 
         names: what to call a group whose first axis is this one.
         """
-        bundles = self._bundles()
-        rank = {d: i for i, d in enumerate(order)}
-        by_component = (
-            np.argsort(self.labels, kind="stable"),
-            np.searchsorted(np.sort(self.labels), np.arange(self.count + 1)),
-        )
-        built = []
-        for reason, members in bundles:
-            slots = self._slots(members, by_component)
-            slots.sort(key=lambda s: rank.get(s.dim, len(rank)))
-            first = next((names[s.dim] for s in slots if s.dim in names), slots[0].dim.tensor)
-            built.append((rank.get(slots[0].dim, len(rank)), int(slots[0].positions[0]), first, len(members), slots, reason))
-        built.sort(key=lambda b: (b[0], b[1], b[2]))
+        axis_of = np.repeat(np.arange(len(self.dims)), [self.sizes[d] for d in self.dims])
+        bundle_of, bundles = self._bundles(axis_of)
+        sizes = np.bincount(bundle_of, minlength=len(bundles))
+        slots = self._slots(axis_of, bundle_of, sizes)
         taken: dict[str, int] = {}
         groups = []
-        for _, _, name, size, slots, reason in built:
+        for (frozen, flaw), size, found in zip(bundles, sizes.tolist(), slots, strict=True):
+            name = next((names[s.dim] for s in found if s.dim in names), found[0].dim.tensor)
             taken[name] = taken.get(name, 0) + 1
             unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
-            groups.append(ChannelGroup(unique, size, tuple(slots), reason))
+            reason, remedy = frozen or (None, "")
+            groups.append(ChannelGroup(unique, size, tuple(found), reason, remedy, flaw))
         return tuple(groups)
 
-    def _bundles(self) -> list[tuple[str | None, Index]]:
-        """(reason, component labels) for every distinct footprint."""
-        lengths = [self.sizes[d] for d in self.dims]
-        dim_of = np.repeat(np.arange(len(self.dims)), lengths)
-        pairs, counts = np.unique(np.stack([self.labels, dim_of]), axis=1, return_counts=True)
-        bounds = np.searchsorted(pairs[0], np.arange(self.count + 1))
-        footprint = np.stack([pairs[1], counts], axis=1).astype(np.int64)
-        bundles: dict[tuple[str | None, bytes], list[int]] = {}
-        for c in range(self.count):
-            key = (self.reasons.get(c), footprint[bounds[c] : bounds[c + 1]].tobytes())
-            bundles.setdefault(key, []).append(c)
-        return [(reason, np.array(members, np.int64)) for (reason, _), members in bundles.items()]
+    def _bundles(self, axis_of: Index) -> tuple[Index, list[tuple[Frozen | None, Flaw | None]]]:
+        """(the bundle of every component, (why frozen, why inexact) of every bundle): one for each distinct footprint.
 
-    def _slots(self, members: Index, by_component: tuple[Index, Index]) -> list[Slot]:
-        order, bounds = by_component
-        where = np.sort(np.concatenate([order[bounds[c] : bounds[c + 1]] for c in members]))
-        # Channel numbers follow the positions of the first axis, so that they mean something to a reader.
-        labels, first, inverse = np.unique(self.labels[where], return_index=True, return_inverse=True)
-        number = np.empty(len(labels), np.int64)
-        number[np.argsort(first)] = np.arange(len(labels))
-        channels = number[inverse]
-        starts = np.array([self.offset[d] for d in self.dims], np.int64)
-        dim_index = np.searchsorted(starts, where, side="right") - 1
-        cuts = np.flatnonzero(np.diff(dim_index)) + 1
-        parts = zip(np.split(where, cuts), np.split(channels, cuts), strict=True)
-        return [
-            Slot(self.dims[d], positions - starts[d], numbers)
-            for d, (positions, numbers) in zip(dim_index[np.concatenate(([0], cuts))], parts, strict=True)
-        ]
+        axis_of: the number of the axis of every position.
+        """
+        pairs, counts = np.unique(self.labels * len(self.dims) + axis_of, return_counts=True)
+        component, axis = np.divmod(pairs, max(1, len(self.dims)))
+        bounds = np.searchsorted(component, np.arange(self.count + 1)).tolist()
+        footprint = np.stack([axis, counts], axis=1)
+        numbers: dict[tuple[Frozen | None, Flaw | None, bytes], int] = {}
+        bundle_of = np.empty(self.count, np.int64)
+        for c in range(self.count):
+            key = (self.reasons.get(c), self.flaws.get(c), footprint[bounds[c] : bounds[c + 1]].tobytes())
+            bundle_of[c] = numbers.setdefault(key, len(numbers))
+        return bundle_of, [(frozen, flaw) for frozen, flaw, _ in numbers]
+
+    def _slots(self, axis_of: Index, bundle_of: Index, sizes: Index) -> list[list[Slot]]:
+        """The slots of every bundle, in the order of the axes, in one sweep over all positions sorted by bundle and axis."""
+        # A bundle's channels are numbered in the order of their first positions: the numbers mean something to a reader.
+        channel_of = np.empty(self.count, np.int64)
+        channel_of[np.argsort(bundle_of, kind="stable")] = np.arange(self.count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        bundles = bundle_of[self.labels]
+        order = np.argsort(bundles, kind="stable")
+        axes, bundles, channels = axis_of[order], bundles[order], channel_of[self.labels[order]]
+        positions = order - np.array([self.offset[d] for d in self.dims], np.int64)[axes]
+        cuts = np.flatnonzero((np.diff(axes) != 0) | (np.diff(bundles) != 0)) + 1
+        slots: list[list[Slot]] = [[] for _ in sizes]
+        for start, end in pairwise([0, *cuts.tolist(), len(order)] if len(order) else []):
+            slots[bundles[start]].append(Slot(self.dims[axes[start]], positions[start:end], channels[start:end]))
+        return slots

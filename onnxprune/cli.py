@@ -44,6 +44,31 @@ def _general(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE.toml", help="options by their long names; the command line wins")
 
 
+def _model(parser: argparse.ArgumentParser) -> None:
+    """What every command that analyses a model can be told about it."""
+    parser.add_argument("model", metavar="MODEL")
+    _import(parser)
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="[NAME=]N,C,H,W",
+        help="size of an input that the model leaves open; repeatable",
+    )
+    group.add_argument(
+        "--allow-approximate",
+        action="store_true",
+        help="cut also channels that a normalisation (LayerNorm, RMSNorm, LRN) reckons with: not exact, flagged in the report",
+    )
+    group.add_argument(
+        "--freeze", action="append", default=[], metavar="GLOB", help="layers or tensors to leave alone; repeatable"
+    )
+
+
 def _data(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     group = parser.add_argument_group("sample data")
     group.add_argument(
@@ -80,7 +105,7 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 
 def _prune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    _model(parser)
     _output(parser)
     budget = parser.add_argument_group("budget (exactly one)").add_mutually_exclusive_group()
     budget.add_argument("--macs", type=float, metavar="F", help="fraction of the multiply-accumulates to keep")
@@ -100,9 +125,6 @@ def _prune(parser: argparse.ArgumentParser) -> None:
         help="kept channels are multiples of N where a layer is wide enough",
     )
     group.add_argument("--min-channels", type=int, default=1, metavar="N")
-    group.add_argument(
-        "--freeze", action="append", default=[], metavar="GLOB", help="layers or tensors to leave alone; repeatable"
-    )
     group.add_argument("--calibration", metavar="CALIB", help="made by `onnxprune calibrate`, instead of --data")
     group.add_argument("--validation", metavar="DATA", help="other data to compare the outputs on")
     group.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
@@ -124,11 +146,10 @@ def _parser() -> _Parser:
     prune = command("prune", "make a model smaller and re-validate it")
     _prune(prune)
     inspect = command("inspect", "show the channel groups, which can be pruned, and why the others cannot")
-    inspect.add_argument("model", metavar="MODEL")
+    _model(inspect)
     inspect.add_argument("--json", action="store_true", help="print JSON")
-    inspect.add_argument("--freeze", action="append", default=[], metavar="GLOB")
     calibrate = command("calibrate", "run the sample data once and keep the scores")
-    calibrate.add_argument("model", metavar="MODEL")
+    _model(calibrate)
     _output(calibrate)
     calibrate.add_argument("--method", choices=METHODS, default="auto")
     _data(calibrate, required=False)
@@ -137,12 +158,13 @@ def _parser() -> _Parser:
     merge.add_argument("parts", nargs="+", metavar="CALIB")
     _output(merge)
     apply = command("apply", "apply a plan to the model that it was made for")
-    apply.add_argument("model", metavar="MODEL")
+    _model(apply)
     apply.add_argument("plan", metavar="PLAN")
     _output(apply)
     verify = command("verify", "re-validate a pair of original and pruned model")
     verify.add_argument("original", metavar="ORIGINAL")
     verify.add_argument("pruned", metavar="PRUNED")
+    _import(verify)
     verify.add_argument("--report", metavar="FILE.json", help="default: PRUNED.report.json")
     verify.add_argument("--json", action="store_true", help="print JSON")
     _data(verify)
@@ -187,7 +209,7 @@ def _with_config(parser: _Parser, argv: Sequence[str]) -> argparse.Namespace:
 def _as_arguments(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{key}"] if value else []
-    if isinstance(value, list) and key == "freeze":
+    if isinstance(value, list) and key in ("freeze", "shape"):
         return [part for v in value for part in (f"--{key}", str(v))]
     if isinstance(value, list):
         return [f"--{key}", *(str(v) for v in value)]

@@ -50,10 +50,13 @@ def _images(args: argparse.Namespace) -> ImageOptions:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     shared = ("method", "recover", "align", "min_channels", "samples", "batch", "seed", "delta", "reduce")
     options = {k: getattr(args, k) for k in shared if hasattr(args, k)}
-    options["freeze"] = tuple(getattr(args, "freeze", ()))
     options["providers"] = tuple(p.strip() for p in args.providers.split(",") if p.strip())
     options["images"] = _images(args)
-    return options
+    return options | _about_model(args)
+
+
+def _about_model(args: argparse.Namespace) -> dict[str, Any]:
+    return {"freeze": tuple(args.freeze), "shape": tuple(args.shape), "allow_approximate": args.allow_approximate}
 
 
 def _budget(args: argparse.Namespace) -> Budget:
@@ -105,7 +108,7 @@ def _check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequen
 
 def inspect(args: argparse.Namespace) -> None:
     """onnxprune inspect."""
-    imported = load(args.model, freeze=args.freeze)
+    imported = load(args.model, freeze=args.freeze, shape=args.shape, approximate=args.allow_approximate)
     macs, params = build.prunable_share(imported.groups, imported.accounting)
     entries = build.group_entries(imported.groups)
     cost = build.group_macs(imported.groups, imported.accounting)
@@ -170,7 +173,7 @@ def apply(args: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         hint = "plans are made by `onnxprune prune --save-plan`"
         raise OptionError(f"cannot read the plan {args.plan}: {_reason(error)}", hint=hint) from None
-    imported, pruned = api.apply(args.model, Plan.from_json(text))
+    imported, pruned = api.apply(args.model, Plan.from_json(text), **_about_model(args))
     graph.save(pruned, out, external=imported.external)
     _console(args).print(f"written: [bold]{escape(str(out))}[/]")
 

@@ -10,8 +10,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.channels import Dim
-from onnxprune.graph import Array, Network, constant_value
-from onnxprune.rules.base import Edit, SetAttr, SetConst, SetInput
+from onnxprune.control import defined, every_graph, graphs, layout
+from onnxprune.graph import Array, Network
+from onnxprune.inline import constant_value
+from onnxprune.rules.base import Become, Edit, SetAttr, SetConst, SetInput
 
 Transform: TypeAlias = Callable[[Array, int], Array]
 """(array, axis) -> array."""
@@ -23,13 +25,18 @@ class Editor:
     def __init__(self, net: Network) -> None:
         self.net = net
         self.model = onnx.ModelProto()
-        self.model.CopyFrom(net.model)
-        self._protos = {t.name: t for t in self.model.graph.initializer}
+        self.model.CopyFrom(net.source)
+        followed = net.inside.followed
+        self._graphs = list(graphs(self.model.graph, followed))
+        self._nodes = [node for _, node in layout(self.model.graph, followed)]  # where the network's nodes stand in the copy
+        self._protos = {t.name: t for g in self._graphs for t in g.initializer}
         self._lists: dict[str, onnx.NodeProto] = {}  # Constant nodes that say their numbers without a tensor
-        for node in self.model.graph.node:
+        for node in self._nodes:
             if node.op_type == "Constant" and node.output and node.output[0] in net.initializers:
                 self._add_node(node)
-        self._taken = _names(self.model.graph)
+        self._declared = {i.name: i for i in self.model.graph.input if i.type.HasField("tensor_type")}
+        self._taken = {name for g in every_graph(self.model.graph) for name in defined(g)}
+        self._added: dict[str, int] = {}  # the highest number given to an initializer like another one
 
     def _add_node(self, node: onnx.NodeProto) -> None:
         proto = constant_value(node)
@@ -59,7 +66,7 @@ class Editor:
     def _set_uses(self, tensor: str, values: Mapping[str, Array]) -> None:
         """One value for each use of a shared constant: in place if all agree, else a constant of its own for each value."""
         uses = [f"{node}.{position}" for node, position in self.net.uses[tensor]]
-        others = tensor in self.net.outputs or tensor in self.net.inside
+        others = tensor in self.net.read_elsewhere
         distinct = {v.tobytes() for v in values.values()}
         if len(distinct) == 1 and set(uses) == set(values) and not others:
             self.set(tensor, next(iter(values.values())))
@@ -71,7 +78,7 @@ class Editor:
                 if key not in made:
                     made[key] = self.add(tensor, values[use])
                 node, position = (int(v) for v in use.split("."))
-                self.model.graph.node[node].input[position] = made[key]
+                self._nodes[node].input[position] = made[key]
 
     def set(self, tensor: str, value: Array) -> None:
         """Replaces the value of a constant in place; its type stays."""
@@ -86,16 +93,16 @@ class Editor:
         proto.name = name
         if doc:  # even an empty text takes two bytes once it is set
             proto.doc_string = doc
-        for declared in self.model.graph.input:
-            if declared.name == tensor and declared.type.HasField("tensor_type"):
-                _declare(declared, value.shape)
+        if tensor in self._declared:
+            _declare(self._declared[tensor], value.shape)
 
     def add(self, like: str, value: Array) -> str:
         """A new initializer with a name of its own, after `like`; returns the name."""
-        number = 1
+        number = self._added.get(like, 0) + 1
         while (name := f"{like}.{number}") in self._taken:
             number += 1
         self._taken.add(name)
+        self._added[like] = number
         known = self._protos.get(like)
         kind = known.data_type if known is not None else helper.np_dtype_to_tensor_dtype(value.dtype)
         proto = _to_proto(value, kind)
@@ -108,7 +115,7 @@ class Editor:
 
     def node(self, index: int, edit: Edit) -> None:
         """Applies one edit that a rule asked for at node `index`."""
-        node = self.model.graph.node[index]
+        node = self._nodes[index]
         if isinstance(edit, SetAttr):
             _set_attribute(node, edit.name, edit.value)
         elif isinstance(edit, SetConst):
@@ -118,6 +125,14 @@ class Editor:
             self.set(tensor, value)
         elif isinstance(edit, SetInput):
             self._set_input(node, edit)
+        elif isinstance(edit, Become):
+            del node.input[1:]
+            for value in edit.constants:
+                node.input.append(self.add(f"{node.output[0]}.operand{len(node.input)}", value))
+            del node.attribute[:]
+            for name, setting in edit.attributes.items():
+                _set_attribute(node, name, setting)
+            node.op_type = edit.op
 
     def _set_input(self, node: onnx.NodeProto, edit: SetInput) -> None:
         while len(node.input) <= edit.position:
@@ -130,46 +145,46 @@ class Editor:
 
     def _alone(self, name: str) -> bool:
         """Whether a constant has one reader, so that it may be changed in place."""
-        elsewhere = name in self.net.outputs or name in self.net.inside
-        return len(self.net.uses.get(name, [])) == 1 and not elsewhere
+        return len(self.net.uses.get(name, [])) == 1 and name not in self.net.read_elsewhere
 
     def _own(self, tensor: str, use: tuple[int, int]) -> str:
         """The constant itself where nobody else reads it, else a copy for this use; asked again, the same copy."""
         index, position = use
-        reads = self.model.graph.node[index].input
+        reads = self._nodes[index].input
         if reads[position] == tensor and not self._alone(tensor):
             reads[position] = self.add(tensor, numpy_helper.to_array(self._protos[tensor]))
         return str(reads[position])
 
     def declare(self, sizes: Mapping[str, Mapping[int, int]]) -> None:
-        """Brings value_info up to date: sizes[tensor][axis] is the new size. An entry that does not fit is dropped."""
-        keep = []
-        for info in self.model.graph.value_info:
-            dims = info.type.tensor_type.shape.dim
-            stored = self._protos.get(info.name)
-            new = sizes.get(info.name, {}) if stored is None else dict(enumerate(stored.dims))
-            rank = len(self.net.shapes.get(info.name, dims) if stored is None else stored.dims)
-            if not info.type.tensor_type.HasField("shape"):
-                keep.append(info)
-            elif not new or len(dims) == rank:
-                for axis, size in new.items():
-                    if dims[axis].HasField("dim_value"):
-                        dims[axis].dim_value = size
-                keep.append(info)
-        fresh = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in keep]
-        del self.model.graph.value_info[:]
-        self.model.graph.value_info.extend(fresh)
+        """Brings declared shapes up to date: sizes[tensor][axis] is the new size. What does not fit is dropped.
 
+        That is the value_info of every graph, and what a body says of its inputs and outputs.
+        """
+        for number, graph in enumerate(self._graphs):
+            fits = [self._resized(info, sizes) for info in graph.value_info]
+            if not all(fits):
+                keep = [info for info, fit in zip(graph.value_info, fits, strict=True) if fit]
+                fresh = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in keep]
+                del graph.value_info[:]
+                graph.value_info.extend(fresh)
+            for info in [*graph.input, *graph.output] if number else []:  # the first is the model's own interface
+                if not self._resized(info, sizes) and info.type.tensor_type.HasField("shape"):
+                    info.type.tensor_type.ClearField("shape")
 
-def _names(graph: onnx.GraphProto) -> set[str]:
-    """All names that a graph and its subgraphs use for tensors, declared ones included."""
-    found = {v.name for v in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]}
-    for node in graph.node:
-        found.update([*node.input, *node.output])
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                found |= _names(inner)
-    return found
+    def _resized(self, info: onnx.ValueInfoProto, sizes: Mapping[str, Mapping[int, int]]) -> bool:
+        """Writes the new sizes into a declared shape; False where it does not have these axes."""
+        if not info.type.tensor_type.HasField("shape"):
+            return True
+        dims = info.type.tensor_type.shape.dim
+        stored = self._protos.get(info.name)
+        new = sizes.get(info.name, {}) if stored is None else dict(enumerate(stored.dims))
+        rank = len(self.net.shapes.get(info.name, dims) if stored is None else stored.dims)
+        if new and len(dims) != rank:
+            return False
+        for axis, size in new.items():
+            if dims[axis].HasField("dim_value"):
+                dims[axis].dim_value = size
+        return True
 
 
 def _to_proto(value: Array, data_type: int) -> onnx.TensorProto:

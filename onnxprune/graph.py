@@ -18,17 +18,20 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
+from onnxprune import control, inline
+from onnxprune.control import Inside
 from onnxprune.errors import ModelError, OutputError
 
 Array = np.ndarray[Any, Any]
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # its warnings would go to the user's standard output
+# Operators that make as many elements as the data have them do.
+DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Range", "Unique"}
 EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 
 
@@ -36,7 +39,7 @@ EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Reads an ONNX file with its external data.
+    """Reads an ONNX file with its external data, and simplifies it (see `inline`).
 
     Raises ModelError when the file is missing, is not an ONNX model, is truncated, or lacks its external data.
     """
@@ -62,17 +65,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"the external data of {path} cannot be read: {text}", hint="keep the data file beside it") from None
     for tensor in outside:
         tensor.ClearField("data_location")  # now like any other tensor, so that digests do not tell where it was stored
-    return _inlined(model, path) if model.functions else model
-
-
-def _inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The model without local functions: each call is replaced by the function's body, so that channels can be followed."""
-    try:
-        flat: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
-    except Exception as error:  # the inliner raises what its C++ core throws
-        text = " ".join(str(error).split())[:200]
-        raise ModelError(f"the local functions of {path} cannot be inlined: {text}") from None
-    return flat
+    return inline.simplified(model, str(path))
 
 
 def external_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -180,14 +173,50 @@ def digest(model: onnx.ModelProto) -> str:
 class Network:
     """A model together with what one run of it told: the shape of every tensor, the value of every small integer one.
 
-    shapes: concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors.
-    feeds: the inputs of that run.
+    model: the flat graph, see `control`; it is the model itself unless bodies of If, Loop or Scan are followed. shapes:
+    concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors. feeds: the
+    inputs of that run. others: the shapes of a second run, on inputs of other sizes; None if there was none. nested: the
+    model itself where `model` is not. inside: what is known of its bodies.
     """
 
     model: onnx.ModelProto
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, Array]
     feeds: Mapping[str, Array] = field(default_factory=dict)
+    others: Mapping[str, tuple[int, ...]] | None = None
+    nested: onnx.ModelProto | None = None
+    inside: Inside = field(default_factory=Inside)
+
+    @property
+    def source(self) -> onnx.ModelProto:
+        """The model as the file has it, which can be run and edited."""
+        return self.model if self.nested is None else self.nested
+
+    @cached_property
+    def static(self) -> bool:
+        """Whether every tensor has the same shape in every run."""
+        open_sizes = any(d.dim_value <= 0 for v in self.inputs for d in v.type.tensor_type.shape.dim)
+        return not open_sizes and not any(
+            n.op_type in DATA_DEPENDENT or control.decides(n, self.shapes) for n in self.model.graph.node
+        )
+
+    def steady(self, tensor: str, axis: int) -> bool:
+        """Whether an axis has the same size in every run, as far as a second run tells; False where it is not known."""
+        if self.static or tensor in self.initializers:
+            return True
+        if self.others is None or tensor in self._undecided:
+            return False
+        return self.others.get(tensor, ())[axis : axis + 1] == (self.shapes[tensor][axis],)
+
+    @cached_property
+    def _undecided(self) -> set[str]:
+        """Tensors whose sizes may hang on a condition that had one value in both runs."""
+        found: set[str] = set()
+        for i in self.order:
+            node = self.model.graph.node[i]
+            if control.decides(node, self.shapes) or any(x in found for x in node.input):
+                found.update(node.output)
+        return found
 
     @cached_property
     def graph(self) -> gs.Graph:
@@ -229,12 +258,12 @@ class Network:
     @cached_property
     def captured(self) -> list[list[str]]:
         """For every node the outer tensors that its subgraphs (If, Loop, Scan bodies) read."""
-        return [_captured(n) for n in self.model.graph.node]
+        return [control.captured(n) for n in self.model.graph.node]
 
     @cached_property
-    def inside(self) -> frozenset[str]:
-        """The outer tensors that any subgraph reads."""
-        return frozenset(name for names in self.captured for name in names)
+    def read_elsewhere(self) -> set[str]:
+        """The tensors that `uses` does not tell all about: graph outputs, and what subgraphs capture."""
+        return {x for names in self.captured for x in names}.union(self.outputs)
 
     @cached_property
     def initializers(self) -> dict[str, onnx.TensorProto]:
@@ -242,7 +271,7 @@ class Network:
         found = {t.name: t for t in self.model.graph.initializer}
         for node in self.model.graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                value = constant_value(node)
+                value = inline.constant_value(node)
                 if value is not None:
                     found[node.output[0]] = value
         return found
@@ -269,7 +298,7 @@ class Network:
         for i in self.order:
             node = self.model.graph.node[i]
             constant = node.op_type == "Constant" or (bool(node.input) and all(x in fixed for x in self.reads(i)))
-            if constant and not node.op_type.startswith("Random"):
+            if constant and not node.op_type.startswith("Random") and node.domain != control.FLAT:
                 fixed.update(o for o in node.output if o)
         return fixed
 
@@ -305,31 +334,7 @@ class Network:
         return count
 
 
-def constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """What a Constant node holds, numbers and lists of numbers as tensors too; None for strings and sparse tensors."""
-    for a in node.attribute:
-        if a.name == "value":
-            value: onnx.TensorProto = a.t
-            return value
-        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
-            kind = np.float32 if "float" in a.name else np.int64
-            return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(a), kind))
-    return None
-
-
 def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs that a caller must feed: those without an initializer behind them."""
     constants = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
     return [i for i in model.graph.input if i.name not in constants]
-
-
-def _captured(node: onnx.NodeProto) -> list[str]:
-    outer: dict[str, None] = {}
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            if graph.node or graph.output:
-                inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-                inner |= {o for n in graph.node for o in n.output}
-                reads = [x for n in graph.node for x in [*n.input, *_captured(n)]] + [o.name for o in graph.output]
-                outer.update(dict.fromkeys(x for x in reads if x and x not in inner))
-    return list(outer)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import graph, runtime
+from onnxprune import graph, inline, runtime
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
-from onnxprune.groups import Accounting, Groups, Size
-from onnxprune.passes.group import group
+from onnxprune.graph import Network
+from onnxprune.groups import Accounting, Groups, Size, is_parameter
+from onnxprune.passes.group import UNSTEADY, group
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,22 +43,35 @@ def load(
     freeze: Sequence[str] = (),
     data: Any = None,
     images: ImageOptions | None = None,
+    shape: Sequence[str] = (),
+    approximate: bool = False,
 ) -> Imported:
     """Imports a model: reads it, runs it once, finds its channel groups. Raises ModelError and OptionError.
 
     data, images: sample data as `open_data` takes it, of which one sample sets the sizes that the model leaves open.
+    shape: these sizes, see `runtime.input_shapes`. approximate: see `group`.
     """
-    proto = model if isinstance(model, onnx.ModelProto) else graph.load(model)
+    proto = inline.simplified(model) if isinstance(model, onnx.ModelProto) else graph.load(model)
     path = "" if isinstance(model, onnx.ModelProto) else os.fspath(model)
+    shapes = runtime.input_shapes(proto, shape)
     try:
-        net = runtime.probe(proto, None if data is None else _sample_feeds(proto, data, images))
+        net = runtime.probe(proto, None if data is None or shapes else _sample_feeds(proto, data, images), shapes)
     except ModelError as error:
-        hint = error.hint or "it must run in ONNX Runtime as it is"
+        hint = error.hint or "it must run in ONNX Runtime as it is; --shape sets the sizes of inputs that are left open"
         raise ModelError(f"{path}: {error.message}" if path else error.message, hint=hint) from None
-    groups = freeze_groups(group(net), freeze)
+    groups = freeze_groups(_analysed(net, approximate), freeze)
     accounting = Accounting(groups, proto.ByteSize())
     external = bool(path) and bool(graph.external_files(path))
     return Imported(path, proto, groups, accounting, accounting.size(accounting.full_widths), external)
+
+
+def _analysed(net: Network, approximate: bool) -> Groups:
+    """The groups; where sizes that a model leaves open stood in the way, a second run tells what depends on them."""
+    groups = group(net, approximate=approximate)
+    if not net.static and any(g.remedy == UNSTEADY for g in groups.groups):
+        again = runtime.probe_again(net)
+        return groups if again is net else group(again, approximate=approximate)
+    return groups
 
 
 def freeze_groups(groups: Groups, patterns: Sequence[str]) -> Groups:
@@ -73,7 +87,7 @@ def freeze_groups(groups: Groups, patterns: Sequence[str]) -> Groups:
         names = tensors | {g.id} | {n for t in tensors for n in layers.get(t, ())}
         hit = next((p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
         used.update(p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in names))
-        return replace(g, reason=f"--freeze {hit}") if hit and not g.frozen else g
+        return replace(g, reason=f"--freeze {hit}", remedy="leave it out") if hit and not g.frozen else g
 
     changed = tuple(frozen(g) for g in groups.groups)
     for pattern in patterns:
@@ -94,7 +108,9 @@ def _sample_feeds(proto: onnx.ModelProto, data: Any, images: ImageOptions | None
 def require_prunable(groups: Groups) -> None:
     if groups.prunable:
         return
-    if not any(kind.kind == "f" for kind in groups.net.kinds.values()):
-        raise ModelError("the model has no floating-point weights to prune", hint="prune before quantisation, not after it")
+    if not any(is_parameter(groups.net, name) for name in groups.net.initializers):
+        raise ModelError(
+            "the model has no weights to prune", hint="they must be constants of the file, in floating point or 8 bits"
+        )
     reason = next((g.reason for g in groups.groups), None) or "it has no layer with channels"
     raise ModelError(f"nothing in the model can be pruned: {reason}", hint="`onnxprune inspect` lists every group")

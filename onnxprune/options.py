@@ -20,6 +20,8 @@ class Options:
     method: see METHODS; `auto` is `pfp` with data. recover: training-free recovery. align: kept channels are multiples of
     it. min_channels: no group becomes narrower. freeze: globs on layer and tensor names. samples: calibration samples, by
     default what the theory asks for. delta: failure probability of the certificate. reduce: see `Sensitivity`.
+    allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
+    inputs whose size the model leaves open.
     """
 
     method: str = "auto"
@@ -27,6 +29,8 @@ class Options:
     align: int = 1
     min_channels: int = 1
     freeze: tuple[str, ...] = ()
+    allow_approximate: bool = False
+    shape: tuple[str, ...] = ()
     samples: int | None = None
     batch: int | None = None
     providers: tuple[str, ...] = ("cpu",)

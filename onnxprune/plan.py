@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,10 @@ class Plan:
     def empty(self) -> bool:
         """Whether applying the plan changes nothing."""
         return all(len(k.indices) == k.size and k.scale is None for k in self.groups.values())
+
+    def only(self, names: Iterable[str]) -> Plan:
+        """What the plan says of these groups."""
+        return Plan({n: self.groups[n] for n in names if n in self.groups}, self.model_digest)
 
     def to_json(self) -> str:
         """Indented JSON; `from_json` reads it back without loss."""

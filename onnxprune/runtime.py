@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from onnxprune.control import flatten
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.explore import Seen, explore
 from onnxprune.graph import Array, Network, graph_inputs
 
 Feeds = Mapping[str, Array]
@@ -54,12 +58,23 @@ def default_threads() -> int:
 
 
 def session(
-    model: onnx.ModelProto, *, providers: Sequence[str] | None = None, threads: int | None = None, optimise: bool = True
+    model: onnx.ModelProto,
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    optimise: bool = True,
+    reuse: bool = True,
 ) -> ort.InferenceSession:
-    """An inference session; ModelError with ONNX Runtime's own words when it refuses the model."""
+    """An inference session; ModelError with ONNX Runtime's own words when it refuses the model.
+
+    reuse: whether a tensor may take the place of one that is no longer needed. Planning that takes time that grows with the
+    square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
+    the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or default_threads()
+    options.enable_mem_reuse = reuse
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -103,21 +118,46 @@ def input_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims)
 
 
-def example_feeds(model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0]) -> dict[str, Array]:
-    """Pseudo-random inputs (fixed seed) of the declared shapes; dynamic sizes are guessed.
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of an input, by its name."""
 
-    A dynamic batch is 1; guess: size of other dynamic axes of four-dimensional inputs, and of all others.
+
+def input_shapes(model: onnx.ModelProto, texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes from NAME=1,3,224,224, or 1,3,224,224 for the only input. OptionError for what does not fit the model."""
+    declared = {v.name: input_shape(v) for v in graph_inputs(model)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, given, sizes = text.rpartition("=")
+        if not given and len(declared) == 1:
+            name = next(iter(declared))
+        if name not in declared:
+            raise OptionError(f"--shape {text} names no input of the model", hint=f"the inputs are {', '.join(declared)}")
+        parts = sizes.replace("x", ",").split(",")
+        if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+            raise OptionError(f"--shape {text} is not a list of sizes", hint=f"for example --shape {name}=1,3,224,224")
+        shape = tuple(int(p) for p in parts)
+        if len(shape) != len(declared[name]) or any(d not in (None, n) for d, n in zip(declared[name], shape, strict=True)):
+            wanted = ",".join("?" if d is None else str(d) for d in declared[name])
+            raise OptionError(f"--shape {text} does not fit input '{name}'", hint=f"the model declares {wanted}")
+        shapes[name] = shape
+    return shapes
+
+
+def example_feeds(
+    model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0], shapes: Shapes | None = None, seed: int = 0
+) -> dict[str, Array]:
+    """Pseudo-random inputs (the same for the same seed) of the declared shapes; dynamic sizes are guessed.
+
+    A dynamic batch is 1; guess: size of other dynamic axes of four-dimensional inputs, and of all others. shapes: known ones.
     Raises ModelError for inputs that are not tensors.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
+    sizes = _filled(model, shapes or {}, lambda name, rank, axis: 1 if axis == 0 else guess[0] if rank == 4 else guess[1])
     for value in graph_inputs(model):
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"input '{value.name}' is not a tensor", hint="onnxprune handles tensor inputs only")
-        declared = input_shape(value)
-        size = guess[0] if len(declared) == 4 else guess[1]
-        shape = tuple(d or (1 if i == 0 else size) for i, d in enumerate(declared))
-        dtype = input_dtype(value)
+        shape, dtype = sizes[value.name], input_dtype(value)
         if dtype.kind == "b":
             feeds[value.name] = np.ones(shape, dtype)
         elif dtype.kind in "iu":
@@ -125,6 +165,24 @@ def example_feeds(model: onnx.ModelProto, guess: tuple[int, int] = GUESSES[0]) -
         else:
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
     return feeds
+
+
+def _filled(model: onnx.ModelProto, known: Shapes, choose: Callable[[str, int, int], int]) -> dict[str, tuple[int, ...]]:
+    """A shape for every input: sizes left open are `known`, or as choose(input, rank, axis) says.
+
+    Axes of one name (`dim_param`) have one size; where the first axis of an input has that name, it decides.
+    """
+    named: dict[str, int] = {}
+    shapes: dict[str, list[int]] = {v.name: [0] * len(input_shape(v)) for v in graph_inputs(model)}
+    axes = [(v, axis) for v in graph_inputs(model) for axis in range(len(input_shape(v)))]
+    for value, axis in sorted(axes, key=lambda at: (at[0].name not in known, at[1] > 0)):
+        given = known[value.name][axis] if value.name in known else input_shape(value)[axis]
+        name = value.type.tensor_type.shape.dim[axis].dim_param
+        size = given or named.get(name) or choose(value.name, len(shapes[value.name]), axis)
+        shapes[value.name][axis] = size
+        if name:
+            named.setdefault(name, size)
+    return {name: tuple(sizes) for name, sizes in shapes.items()}
 
 
 def fixed_values(net: Network, names: Iterable[str]) -> dict[str, Array]:
@@ -142,15 +200,26 @@ def fixed_values(net: Network, names: Iterable[str]) -> dict[str, Array]:
     return found
 
 
-def probe(model: onnx.ModelProto, feeds: Feeds | None = None) -> Network:
+def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | None = None) -> Network:
     """Runs the model once and records the shape of every tensor and the value of every small integer tensor.
 
     One run of the real runtime tells what no shape inference does for every graph; only shapes and integers leave it,
-    so it needs no more memory than an inference. feeds: one sample, by default `example_feeds`.
+    so it needs no more memory than an inference. feeds: one sample, by default `example_feeds`, for inputs of these `shapes`.
     Raises ModelError when ONNX Runtime refuses or fails.
     """
     if feeds is None:
-        return _probe_by_guess(model)
+        return _probe_by_guess(model, shapes or {})
+    found = explore(model, feeds, _observe)
+    flat = flatten(model, found.followed)
+    net = Network(flat, found.seen.shapes, found.seen.values, dict(feeds), nested=model, inside=found.inside)
+    if found.varying:
+        constant = {k: v for k, v in net.values.items() if k not in found.varying or k in net.fixed}
+        net = replace(net, values=constant)
+    return net
+
+
+def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> Seen:
+    """One run: all shapes, small integer tensors, and the tensors `wanted` where nodes make them."""
     kinds = _tensor_types(model)
     outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
     copy = onnx.ModelProto()
@@ -161,24 +230,47 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None) -> Network:
     values = [o for o in outer if kinds.get(o) in integers]
     copy.graph.node.extend(helper.make_node("Shape", [o], [_SHAPE + str(i)]) for i, o in enumerate(outer))
     names = [_SHAPE + str(i) for i in range(len(outer))]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in [*names, *values])
-    results = run(session(copy, optimise=False), feeds)
-    shapes = {o: tuple(int(d) for d in r) for o, r in zip(outer, results, strict=False)}
+    arrays = [o for o in outer if o in wanted]
+    asked = [*names, *dict.fromkeys([*values, *arrays])]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in asked)
+    results = dict(zip(asked, run(session(copy, optimise=False), feeds), strict=True))
+    shapes = {o: tuple(int(d) for d in results[n]) for o, n in zip(outer, names, strict=True)}
     shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
-    small = {o: r for o, r in zip(values, results[len(outer) :], strict=True) if r.size <= _SMALL}
-    return Network(model, shapes, small, dict(feeds))
+    small = {o: results[o] for o in values if results[o].size <= _SMALL}
+    return Seen(shapes, small, {o: results[o] for o in arrays})
 
 
-def _probe_by_guess(model: onnx.ModelProto) -> Network:
+def probe_again(net: Network) -> Network:
+    """The same network, with the shapes that a run on inputs of other sizes gives; unchanged if no other sizes run.
+
+    What has one size in both runs does not depend on the sizes that the model leaves open.
+    """
+    for guess in GUESSES:
+        shapes = _filled(net.source, {}, partial(_another, net, guess))
+        try:
+            return replace(net, others=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)).shapes)
+        except ModelError:
+            continue
+    return net
+
+
+def _another(net: Network, guess: tuple[int, int], name: str, rank: int, axis: int) -> int:
+    """Another size than an axis of an input had in the first run."""
+    first, other = net.feeds[name].shape[axis], guess[0] if rank == 4 else guess[1]
+    return first + 1 if axis == 0 or first == other else other
+
+
+def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:
     """Tries sizes for the dynamic axes until the model runs; the error of the first try speaks for all."""
     failure: ModelError | None = None
     for guess in GUESSES:
         try:
-            return probe(model, example_feeds(model, guess))
+            return probe(model, example_feeds(model, guess, shapes))
         except ModelError as error:
             failure = failure or error
-            static = all(d is not None for v in graph_inputs(model) for d in input_shape(v)[1:])
+            open_ones = [v for v in graph_inputs(model) if v.name not in shapes]
+            static = all(d is not None for v in open_ones for d in input_shape(v)[1:])
             if static:
                 break
     assert failure is not None
@@ -187,8 +279,13 @@ def _probe_by_guess(model: onnx.ModelProto) -> Network:
 
 def _tensor_types(model: onnx.ModelProto) -> dict[str, int | None]:
     """Element type of every tensor that shape inference knows; None for sequences, maps and optionals."""
+    hollow = onnx.ModelProto()
+    hollow.CopyFrom(model)
+    for tensor in hollow.graph.initializer:
+        if int(np.prod(tensor.dims)) > _SMALL:
+            tensor.ClearField("raw_data")  # no type depends on it, and inference would copy it twice
     try:
-        inferred = onnx.shape_inference.infer_shapes(model)
+        inferred = onnx.shape_inference.infer_shapes(hollow)
     except Exception:  # inference is a convenience here: an unknown type only means that a value is not recorded
         inferred = model
     kinds: dict[str, int | None] = {}

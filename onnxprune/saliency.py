@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,14 +50,30 @@ class Saliency:
     model_digest: str = ""
     data: tuple[str, ...] = ()
 
+    @cached_property
+    def by_group(self) -> dict[str, list[LayerScore]]:
+        """The scores of each group, consumer by consumer."""
+        found: dict[str, list[LayerScore]] = {}
+        for score in self.layers:
+            found.setdefault(score.group, []).append(score)
+        return found
+
+    @cached_property
+    def by_layer(self) -> dict[str, dict[str, Scores]]:
+        """The scores of each group as each layer sees it."""
+        found: dict[str, dict[str, Scores]] = {}
+        for score in self.layers:
+            found.setdefault(score.layer, {})[score.group] = score.values
+        return found
+
     def of(self, group: ChannelGroup) -> Scores:
         """Score of every channel of a group: the largest over its consumers; zeros where it has none."""
-        found = [x.values for x in self.layers if x.group == group.id]
+        found = [x.values for x in self.by_group.get(group.id, [])]
         return np.max(found, axis=0) if found else np.zeros(group.size)
 
     def events(self, group: ChannelGroup) -> int:
         """Events of one sample that the sensitivities of this group are shares of, over all consumers; at least 1."""
-        return max(1, sum(x.events for x in self.layers if x.group == group.id))
+        return max(1, sum(x.events for x in self.by_group.get(group.id, [])))
 
     def merged(self, other: Saliency) -> Saliency:
         """The scores of both shards together. Raises DataError when they are of different models or criteria."""

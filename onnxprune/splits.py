@@ -62,5 +62,5 @@ class Split:
 
 def enough_samples(groups: Groups, delta: float) -> int:
     """How many samples the theory asks for; a few hundred at most (`theory.calibration_samples`)."""
-    outputs = [int(np.prod(groups.net.shapes[layer.out.tensor])) for layer in consumers(groups)] or [1]
+    outputs = [groups.outputs(layer) for layer in consumers(groups)] or [1]
     return theory.calibration_samples(sum(outputs), max(outputs), delta)

@@ -18,6 +18,7 @@ from onnxprune.channels import Dim
 from onnxprune.graph import Array, Network
 
 MAX_ENTRIES = 64  # shape tensors are short; longer ones are data
+MAX_OPERATIONS = 64  # real ones take a few; a number that is added to itself again and again takes two to the power of that
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ def _combined(op: str, a: Entry, b: Entry) -> Entry:
     return Const(_ARITH[op](a.value, b.value)) if isinstance(a, Const) and isinstance(b, Const) else Arith(op, a, b)
 
 
+def _operations(entry: Entry) -> int:
+    return 1 + _operations(entry.a) + _operations(entry.b) if isinstance(entry, Arith) else 0
+
+
 def _taken(entry: Entry, index: int, position: int) -> Entry:
     fresh = isinstance(entry, Const) and entry.use is None
     return replace(entry, use=(index, position)) if isinstance(entry, Const) and fresh else entry
@@ -128,6 +133,24 @@ class Symbols:
                 if values.dtype.kind in "iu":
                     self.entries[name] = [Const(int(v), (name, k)) for k, v in enumerate(values.ravel())]
         return self.entries.get(name)
+
+    def sizes_in(self, name: str) -> tuple[Dim, ...]:
+        """The axes whose sizes an integer tensor is made of."""
+        if name in self.net.initializers:
+            return ()
+        return tuple(dict.fromkeys(d for entry in self.entries.get(name, []) for d in sizes(entry)))
+
+    def partly(self, name: str) -> bool:
+        """Whether some entries of a traced tensor are unknown."""
+        return any(isinstance(entry, Unknown) for entry in self.entries.get(name, []))
+
+    def number(self, name: str) -> Array:
+        """The value of a traced tensor in the probe run."""
+        value = self.net.array(name)
+        if value is None:
+            numbers = [evaluate(e, lambda d: self.net.shapes[d.tensor][d.axis]) for e in self.entries[name]]
+            value = np.array(numbers, np.int64).reshape(self.net.shapes[name])
+        return value
 
     def _trace(self, index: int) -> None:
         node = self.net.model.graph.node[index]
@@ -174,7 +197,8 @@ class Symbols:
             return None
         n = max(len(left), len(right))
         left, right = left * (n // len(left)), right * (n // len(right))
-        return [_combined(op, x, y) for x, y in zip(left, right, strict=True)]
+        made = [_combined(op, x, y) for x, y in zip(left, right, strict=True)]
+        return made if all(_operations(e) <= MAX_OPERATIONS for e in made) else None
 
     def _move(self, index: int) -> list[Entry] | None:
         """Data movement is not modelled: the operator is run on numbers that stand for the entries."""

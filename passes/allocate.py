@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.budget import UNITS, Budget
 from onnxprune.channels import ChannelGroup, Index
 from onnxprune.errors import BudgetError
-from onnxprune.groups import Accounting
+from onnxprune.groups import Accounting, Tally
 from onnxprune.selection import Choice, Selector, Widths
 
 LOWEST, HIGHEST = -8.0, 30.0  # log10 of epsilon; far outside what any network asks for
@@ -56,14 +56,19 @@ class _Ledger:
     def __init__(self, accounting: Accounting, groups: tuple[ChannelGroup, ...], budget: Budget, spare: int = 0) -> None:
         self.accounting, self.budget = accounting, budget
         self.limit = budget.value * budget.used(accounting.size(accounting.full_widths)) - spare
-        number = {name: i for i, name in enumerate(accounting.ids)}
-        self.column = {g.id: number[g.id] for g in groups}
+        self.column = {g.id: accounting.column[g.id] for g in groups}
+
+    def filled(self, widths: Mapping[str, int]) -> Index:
+        """The widths of all groups; those that are not named are whole."""
+        full: Index = self.accounting.full_widths.copy()
+        full[[self.column[name] for name in widths]] = list(widths.values())
+        return full
 
     def used(self, widths: Mapping[str, int]) -> int:
-        full: Index = self.accounting.full_widths.copy()
-        for name, n in widths.items():
-            full[self.column[name]] = n
-        return self.budget.used(self.accounting.size(full))
+        return self.budget.used(self.accounting.size(self.filled(widths)))
+
+    def tally(self, widths: Mapping[str, int]) -> Tally:
+        return self.accounting.tally(self.budget.kind, self.filled(widths))
 
     def fits(self, widths: Mapping[str, int]) -> bool:
         return self.used(widths) <= self.limit
@@ -108,6 +113,7 @@ def _spend(
 ) -> None:
     """Widens groups, the most urgent first, as long as anything fits. Changes `choices`."""
     widths = {name: len(c.indices) for name, c in choices.items()}
+    tally = ledger.tally(widths)
     queue: list[tuple[float, int]] = []
 
     def push(i: int) -> None:
@@ -121,9 +127,12 @@ def _spend(
         _, i = heapq.heappop(queue)
         group = groups[i]
         wider = selector.widths.fit(widths[group.id] + 1, group.size)
-        if ledger.fits({**widths, group.id: wider}):
+        column = ledger.column[group.id]
+        if tally.resize(column, wider) <= ledger.limit:
             widths[group.id] = wider
             push(i)
+        else:
+            tally.resize(column, widths[group.id])
     for group in groups:
         if widths[group.id] != len(choices[group.id].indices):
             choices[group.id] = selector.top(group, widths[group.id])
@@ -139,6 +148,7 @@ def _uniform(ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Select
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if ledger.fits(widths(middle)) else (low, middle)
-    choices = {g.id: selector.top(g, n) for g in groups for n in [widths(low)[g.id]]}
+    fitting = widths(low)
+    choices = {g.id: selector.top(g, fitting[g.id]) for g in groups}
     _spend(ledger, groups, selector, choices, lambda g, n: 1 - (n - 1) / g.size)
     return Allocation(choices, None)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from onnxprune import runtime
 from onnxprune.channels import Index
-from onnxprune.contraction import consumers
+from onnxprune.contraction import consumers, dequantised, parameter_names, stackable, units, weight_values
+from onnxprune.control import expose
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Array, digest
 from onnxprune.groups import Groups
-from onnxprune.rules import Layer
-from onnxprune.saliency import LayerScore, Saliency
+from onnxprune.rules import Layer, Packed, Steps
+from onnxprune.saliency import LayerScore, Saliency, Scores
 
 MEMORY = 256 << 20  # bytes of activations that one run may hand over
 MAX_BATCH = 32
 Progress = Callable[[int, int], None]
+Read: TypeAlias = tuple[str, Steps | Packed | None]
+"""A tensor that layers read, and how to read it where it is integer."""
+Values: TypeAlias = dict[Read, Array]
 
 
 def calibrate(
@@ -47,18 +52,25 @@ def calibrate(
     layers = consumers(groups)
     if not layers:
         return _finish(groups, criterion, [], len(chosen), (samples.digest(chosen),))
-    weights = runtime.fixed_values(groups.net, [layer.weight for layer in layers])
-    reads = list(dict.fromkeys(layer.x.tensor for layer in layers))
-    constant = {name: weights[name] for name in reads if name in weights}
-    session = runtime.session(runtime.with_outputs(groups.net.model, reads), providers=providers)
+    weights = weight_values(groups.net, layers)
+    reads = list(dict.fromkeys(r for layer in layers for r in _reads(layer)))
+    constant = _constant_reads(groups, reads)
+    tensors = list(dict.fromkeys([name for name, _ in reads] + parameter_names(steps for _, steps in reads)))
+    model, outputs = expose(groups.net.source, tensors)
+    session = runtime.session(runtime.with_outputs(model, outputs.values()), providers=providers)
     total: Saliency | None = None
-    runs = _runs(groups, session, samples, chosen, reads, batch)
-    for seen, count in _stacked(runs, _stack(groups, layers, reads)):
+    met: set[str] = set()
+    runs = _runs(groups, session, samples, chosen, reads, outputs, batch)
+    for seen, count in _stacked(runs, _stack(groups, layers)):
         values = seen | constant
         found: list[LayerScore] = []
         for layer in layers:
-            known = {s.group: s.values for s in total.layers if s.layer == layer.name} if total else None
-            found.extend(criterion.observe(groups, layer, values[layer.x.tensor], weights[layer.weight], known))
+            known = total.by_layer.get(layer.name, {}) if total else {}
+            x, *other = (values[read] for read in _reads(layer))
+            w = other[0] if other else weights[layer]
+            found.extend(_observed(groups, criterion, layer, x, w, known))
+            if x.size and w.size:
+                met.add(layer.name)
         shard = _finish(groups, criterion, found, count, ())
         total = shard if total is None else total.merged(shard)
         if progress:
@@ -66,37 +78,108 @@ def calibrate(
     if total is None:
         return _finish(groups, criterion, [], 0, ())
     data = (samples.digest(chosen),)
-    return _finish(groups, criterion, total.layers, total.samples, data)
+    return _finish(groups, criterion, [_unmet(criterion, s, met) for s in total.layers], total.samples, data)
+
+
+def _observed(
+    groups: Groups, criterion: Criterion, layer: Layer, x: Array, w: Array, known: Mapping[str, Scores]
+) -> list[LayerScore]:
+    """What one run says of a layer, which in the body of an If need not have run, and in that of a loop has run many times.
+
+    The activations of the body of a loop come with a first axis of their own, see `control.expose`.
+    """
+    if x.size == 0 or w.size == 0:  # it adds nothing to a maximum, and 0 to a mean
+        so_far = known if criterion.combine == "max" else {}
+        found = [(u.group.id, so_far.get(u.group.id, np.zeros(u.group.size))) for u in units(groups, layer)]
+        return [LayerScore(layer.name, name, values) for name, values in found]
+    xs = x.ndim > len(groups.net.shapes[layer.x.tensor])
+    ws = layer.other is not None and w.ndim > len(groups.net.shapes[layer.other.tensor])
+    if xs and layer.other is None and layer.x.axis > 0:
+        x, xs = x.reshape(-1, *x.shape[2:]), False  # the iterations are so many more rows
+    if not (xs or ws):
+        return criterion.observe(groups, layer, x, w, known)
+    times = len(x) if xs else len(w)
+    each = [criterion.observe(groups, layer, x[t] if xs else x, w[t] if ws else w, known) for t in range(times)]
+    combined = np.max if criterion.combine == "max" else np.mean
+    return [
+        LayerScore(layer.name, same[0].group, combined([s.values for s in same], axis=0), max(s.events for s in same))
+        for same in zip(*each, strict=True)
+    ]
+
+
+def _unmet(criterion: Criterion, score: LayerScore, met: set[str]) -> LayerScore:
+    """A layer that no sample has reached may need any of its channels: each has the largest share there is."""
+    if score.layer in met or not criterion.provable:
+        return score
+    return replace(score, values=np.ones_like(score.values))
+
+
+def _reads(layer: Layer) -> list[Read]:
+    """What the layer reads at run time: one activation, or the two that it multiplies."""
+    x: Read = (layer.x.tensor, layer.x_steps)
+    return [x] if layer.other is None else [x, (layer.other.tensor, layer.steps)]
+
+
+def _constant_reads(groups: Groups, reads: Sequence[Read]) -> Values:
+    """Those of the tensors that no sample changes: they must not be stacked."""
+    fixed = [(name, steps) for name, steps in reads if name in groups.net.fixed]
+    found = runtime.fixed_values(groups.net, [n for n, _ in fixed] + parameter_names(s for _, s in fixed))
+    return {(name, steps): dequantised(found[name], steps, found) for name, steps in fixed}
 
 
 def _runs(
-    groups: Groups, session: Any, samples: Samples, chosen: Index, reads: Sequence[str], batch: int | None
-) -> Iterator[tuple[dict[str, Array], int]]:
-    """(the activations, how many of the chosen samples they are of) for every run of the model."""
-    size = batch_size(groups, reads, batch)
+    groups: Groups,
+    session: Any,
+    samples: Samples,
+    chosen: Index,
+    reads: Sequence[Read],
+    outputs: Mapping[str, str],
+    batch: int | None,
+) -> Iterator[tuple[Values, int]]:
+    """(the activations, how many of the chosen samples they are of) for every run of the model.
+
+    outputs: the activations with the scales and zero points that they need, and the output that hands out each.
+    """
+    size = batch_size(groups, list(outputs), batch)
     for part in _batches(chosen, size, groups):
-        values = dict(zip(reads, runtime.run(session, samples.batch(fill(part, size, groups)), reads), strict=True))
-        for name, value in values.items():
+        feeds = samples.batch(fill(part, size, groups))
+        found = dict(zip(outputs, runtime.run(session, feeds, list(outputs.values())), strict=True))
+        for name, value in found.items():
             if not np.isfinite(value).all():
                 raise ModelError(f"tensor '{name}' is NaN or infinite on the sample data", hint="does the model overflow?")
-        yield values, len(part)
+        # Dynamic scales and zero points are those of one run: no later, when runs are stacked.
+        yield {(name, steps): _read(groups, name, steps, found) for name, steps in reads}, len(part)
 
 
-def _stack(groups: Groups, layers: Sequence[Layer], reads: Sequence[str]) -> int:
+def _read(groups: Groups, name: str, steps: Steps | Packed | None, found: Mapping[str, Array]) -> Array:
+    """An activation, integers dequantised; in the body of a loop every iteration may have steps of its own."""
+    value, ranks = found[name], groups.net.shapes
+    if steps is None or not value.size:
+        return value
+    if value.ndim == len(ranks[name]):
+        return dequantised(value, steps, found)
+    parameters = {p: found[p] for p in parameter_names([steps])}
+    repeated = {p for p, v in parameters.items() if v.ndim > len(ranks[p])}
+    each = ({p: v[t] if p in repeated else v for p, v in parameters.items()} for t in range(len(value)))
+    return np.stack([dequantised(v, steps, now) for v, now in zip(value, each, strict=True)])
+
+
+def _stack(groups: Groups, layers: Sequence[Layer]) -> int:
     """How many runs of a model that prescribes a small batch are scored together: scoring one by one is all overhead.
 
-    Axis 0 only ever counts samples or rows of a linear map, unless a layer sums over it.
+    Axis 0 counts samples or rows of a linear map, unless a layer sums over it, shares it with its weight or multiplies two
+    activations.
     """
     fixed = fixed_batch(groups)
-    if fixed is None or any(layer.x.axis == 0 for layer in layers):
+    if fixed is None or not all(stackable(groups, layer) for layer in layers):
         return 1
-    per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in reads)
+    per_run = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in {layer.x.tensor for layer in layers})
     return max(1, min(MAX_BATCH // fixed, MEMORY // max(1, per_run)))
 
 
-def _stacked(runs: Iterable[tuple[dict[str, Array], int]], most: int) -> Iterator[tuple[dict[str, Array], int]]:
+def _stacked(runs: Iterable[tuple[Values, int]], most: int) -> Iterator[tuple[Values, int]]:
     """Joins up to `most` runs of equal shapes and sample counts along axis 0."""
-    waiting: list[dict[str, Array]] = []
+    waiting: list[Values] = []
     kind: Any = None
     count = 0
     for values, samples in runs:
@@ -110,8 +193,8 @@ def _stacked(runs: Iterable[tuple[dict[str, Array], int]], most: int) -> Iterato
         yield _joined(waiting), count
 
 
-def _joined(runs: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    return {name: np.concatenate([r[name] for r in runs]) for name in runs[0]} if len(runs) > 1 else runs[0]
+def _joined(runs: Sequence[Values]) -> Values:
+    return {read: np.concatenate([r[read] for r in runs]) for read in runs[0]} if len(runs) > 1 else runs[0]
 
 
 def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None) -> int:
@@ -119,7 +202,8 @@ def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None) -> in
     fixed = fixed_batch(groups)
     if fixed:
         return fixed
-    per_sample = sum(4 * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in tensors)
+    times = groups.net.inside.repeats
+    per_sample = sum(4 * times.get(t, 1) * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in tensors)
     return wanted or max(1, min(MAX_BATCH, MEMORY // max(1, per_sample)))
 
 
@@ -149,5 +233,5 @@ def fill(part: Index, size: int, groups: Groups) -> Index:
 def _finish(
     groups: Groups, criterion: Criterion, layers: Sequence[LayerScore], samples: int, data: tuple[str, ...]
 ) -> Saliency:
-    model = digest(groups.net.model) if data or not criterion.needs_data else ""
+    model = digest(groups.net.source) if data or not criterion.needs_data else ""
     return Saliency(criterion.name, criterion.combine, samples, tuple(layers), dict(criterion.options), model, data)

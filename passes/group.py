@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
-import onnx
 
-from onnxprune.channels import Components, Coupling, Dim, Freeze, Tie
+from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
+from onnxprune.control import handed_out, key
 from onnxprune.graph import Array, Network
-from onnxprune.groups import Groups
-from onnxprune.rules import STANDARD, Consumer, Fresh, Layer, MustEqual, Reads, RuleTable, View, Ways
+from onnxprune.groups import Groups, Pin
+from onnxprune.roles import complete_roles
+from onnxprune.rounding import rounded_sums
+from onnxprune.rules import (
+    OFFSET,
+    STANDARD,
+    Approximate,
+    Consumer,
+    Contracts,
+    Fact,
+    Fresh,
+    Layer,
+    MustEqual,
+    Offset,
+    Reads,
+    Rounds,
+    RuleTable,
+    View,
+    Ways,
+)
+from onnxprune.rules.frozen import REASONS
 from onnxprune.rules.reshape import SHAPE_OPERANDS
+from onnxprune.silence import Silencers, has_offset, silenceable
 from onnxprune.symbolic import Symbols, evaluate, sizes
 
+SEQUENCES = ("SequenceConstruct", "SplitToSequence")
 TRIALS = 8
-# Operators that make zero slices of the zero slices of all their operands.
-KEEP_ZEROS = {"Cast", "Concat", "Flatten", "Gather", "GatherND", "Identity", "Mul", "Neg", "Reshape", "Slice", "Split"}
-KEEP_ZEROS |= {"Squeeze", "Transpose", "Unsqueeze"}
+UNSTEADY = "fixed input sizes (--shape, or export with them)"
+INTERFACE = "nothing: the model's inputs and outputs stay as they are"
 
 
-def group(net: Network, rules: RuleTable = STANDARD) -> Groups:
+def group(net: Network, rules: RuleTable = STANDARD, *, approximate: bool = False) -> Groups:
     """Channel groups of a network; whatever no rule explains is frozen, with the reason.
 
     Linear in the size of the graph. The rules run in topological order, so that each knows which axes channels reach. Where
     a node could follow the channels along one of several axes, and the first choice ends frozen, the next one is tried.
+    approximate: cut also where what remains then comes out differently (layer normalisation); such groups have a flaw.
     """
     symbols = Symbols(net)
-    first = _Analysis(net, rules, symbols, {})
+    first = _Analysis(net, rules, symbols, {}, approximate)
     best = first.run()
     if stuck := first.stuck():
-        other = _Analysis(net, rules, symbols, dict.fromkeys(stuck, 1)).run()
+        other = _Analysis(net, rules, symbols, dict.fromkeys(stuck, 1), approximate).run()
         if _reach(other) > _reach(best):
             return other
     return best
@@ -38,14 +60,15 @@ def group(net: Network, rules: RuleTable = STANDARD) -> Groups:
 
 def _reach(groups: Groups) -> int:
     """How many layer axes, weighted by their channels, lie in groups that can be pruned."""
-    free = {g.id for g in groups.prunable}
     axes = [d for layer in groups.layers for d in (layer.x, layer.out)]
-    return sum(g.size * per for d in axes for g, per in groups.at.get(d, []) if g.id in free)
+    return sum(len(slot.positions) for d in axes for g, slot in groups.at.get(d, []) if not g.frozen)
 
 
 class _Analysis:
-    def __init__(self, net: Network, rules: RuleTable, symbols: Symbols, ways: Mapping[int, int]) -> None:
-        self.net, self.rules = net, rules
+    def __init__(
+        self, net: Network, rules: RuleTable, symbols: Symbols, ways: Mapping[int, int], approximate: bool = False
+    ) -> None:
+        self.net, self.rules, self.approximate = net, rules, approximate
         self.symbols = symbols
         self.ways = ways
         self.forks: dict[int, list[Tie]] = {}
@@ -56,12 +79,19 @@ class _Analysis:
         self.roles: dict[Dim, str] = {}
         self.musts: list[MustEqual] = []
         self.layers: list[Layer] = []
-        self.node_ties: list[tuple[int, list[Tie]]] = []
+        self.node_ties: dict[int, list[Tie]] = {}
+        self.silencers = Silencers(net, self.node_ties)
+        self.silencing: set[Dim] = set()
+        self.range_silencers = Silencers(net, self.node_ties, offsets=True)
+        self.ranged: set[Dim] = set()
+        self.pins: list[Pin] = []
 
     def run(self) -> Groups:
         for index in self.net.order:
             self.visit(index)
         self.freeze_outputs()
+        for flaw in rounded_sums(self.net, self.layers):
+            self._flaw(flaw)
         self.components = self.coupling.solve()
         self.freeze_late(self.components)
         return self.finish(self.components)
@@ -87,48 +117,93 @@ class _Analysis:
         known = rule is not None and self._has_shapes(view)
         facts = list(rule.ties(view)) if rule is not None and known else []
         if rule is not None and known and rule.layers is not None:
-            self.layers.extend(rule.layers(view))
+            times = self.net.inside.repeats.get(key(node), 1)
+            self.layers.extend(replace(x, factor=times * x.factor) for x in rule.layers(view))
         self.live.update(f.dim for f in facts if isinstance(f, Fresh))
         ties = [f for f in facts if isinstance(f, Tie)]
-        mentioned = {d for t in ties for d in (t.a, t.b)} | {f.dim for f in facts if isinstance(f, Freeze | Reads)}
+        mentioned = {d for t in ties for d in (t.a, t.b)}
+        mentioned |= {f.dim for f in facts if isinstance(f, Freeze | Reads | Approximate)}
         self._spread(view, ties)
-        freezes = [f for f in facts if isinstance(f, Freeze)]
-        freezes += [
-            Freeze(f.dim, f"{view} has a weight that no constant silences: it is computed, and not by moving or scaling one")
-            for f in facts
-            if isinstance(f, Consumer) and not silenceable(self.net, f.dim.tensor)
-        ]
-        for freeze in freezes:
-            if self.is_live(freeze.dim):
-                self._freeze(freeze)
-        self.roles.update({f.dim: "consumer" for f in facts if isinstance(f, Consumer)})
-        self.musts.extend(f for f in facts if isinstance(f, MustEqual))
-        self.node_ties.append((index, ties))
+        self.node_ties[index] = ties
+        for fact in facts:
+            self._note(view, fact)
         if any(isinstance(f, Ways) and f.count > 1 for f in facts):
             self.forks[index] = ties
-        why = (
-            f"{view} mixes its positions"
-            if known
-            else f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
-        )
+        why = f"{view} mixes its positions" if known else self._unknown(view)
         self._freeze_unmentioned(view, mentioned, why)
         origin = self._origin(view) if known else why
         for name in node.output:
             self.origin.setdefault(name, origin)
-        self._freeze_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
+        self._pin_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
+
+    def _note(self, view: View, fact: Fact) -> None:
+        """Records one fact other than a tie; which axes are live is known by now."""
+        if isinstance(fact, Freeze):
+            self._freeze(fact)
+        elif isinstance(fact, MustEqual):
+            self.musts.append(fact)
+        elif isinstance(fact, Consumer):
+            self.roles[fact.dim] = "consumer"
+            if fact.dim.tensor not in self.net.fixed or not silenceable(self.net, fact.dim.tensor):
+                why = "has a weight that no constant silences: it is computed, and not by moving or scaling one"
+                self._freeze(Freeze(fact.dim, f"{view} {why}", remedy="fold the computation of the weight (onnxsim does)"))
+            elif has_offset(self.net, fact.dim.tensor):
+                self._flaw(Flaw(fact.dim, f"{view} {OFFSET}", "offset"))
+        elif isinstance(fact, Contracts):
+            self._silence(view, fact)
+        elif isinstance(fact, Approximate):
+            if self.approximate:
+                self._flaw(Flaw(fact.dim, fact.reason))
+            else:
+                self._freeze(Freeze(fact.dim, fact.reason, remedy="--allow-approximate"))
+        elif isinstance(fact, Rounds | Offset):
+            self._flaw(Flaw(fact.dim, fact.reason, "offset" if isinstance(fact, Offset) else "rounding"))
+            if isinstance(fact, Rounds) and self.is_live(fact.dim):
+                self.ranged.update(self.range_silencers.of(fact.dim) or ())
+
+    def _silence(self, view: View, fact: Contracts) -> None:
+        """Finds the constants that silence one of the activations that are multiplied."""
+        for dim in fact.dims:
+            found = self.silencers.of(dim) if self.is_live(dim) else None
+            if found:
+                self.silencing.update(found)
+                return
+        why = f"{view} sums products of activations over it, and none of them can be silenced where it is made"
+        for dim in fact.dims:
+            self._freeze(Freeze(dim, why))
+
+    def _flaw(self, flaw: Flaw) -> None:
+        if self.is_live(flaw.dim) and (not flaw.comparable or flaw.dim in self.coupling.sizes):
+            self.coupling.register(flaw.dim, self.net.shapes[flaw.dim.tensor][flaw.dim.axis])
+            self.coupling.flaws.append(flaw)
+
+    def _unknown(self, view: View) -> str:
+        """Why a node tells nothing of its axes."""
+        node = self.net.model.graph.node[view.index]
+        if key(node) in self.net.inside.opaque:
+            return f"{view} is not followed: {self.net.inside.opaque[key(node)]}"
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if (domain, node.op_type) in REASONS and (domain, node.op_type) not in self.rules:
+            return f"{view} {REASONS[domain, node.op_type]}"
+        return f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
 
     def _origin(self, view: View) -> str:
         """Why no channels lie on an axis that a known operator makes: as none lie on what it reads, or it is the first."""
         for tensor in view.node.inputs:
             if tensor.name in self.origin and tensor.name not in self.net.fixed:
-                if any(self.is_live(Dim(tensor.name, axis)) for axis in range(len(self.net.shapes[tensor.name]))):
+                if any(self.is_live(Dim(tensor.name, axis)) for axis in range(len(self.net.shapes.get(tensor.name, ())))):
                     break
                 return self.origin[tensor.name]
         return f"{view} makes it from no channels"
 
     def _has_shapes(self, view: View) -> bool:
+        """Whether the shapes of all tensors are known; sequences of tensors have none."""
         names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
-        return all(n in self.net.shapes for n in names)
+        return all(n in self.net.shapes or self._is_sequence(n) for n in names)
+
+    def _is_sequence(self, name: str) -> bool:
+        maker = self.net.producer.get(name)
+        return maker is not None and self.net.nodes[maker].op in SEQUENCES
 
     def is_live(self, dim: Dim) -> bool:
         """Whether channels can lie on this axis: it stems from a weight. Axes of size 1 have nothing to give."""
@@ -157,6 +232,8 @@ class _Analysis:
                 self.coupling.freezes.append(Freeze(dim, why, positions))
 
     def _freeze(self, freeze: Freeze) -> None:
+        if not self.is_live(freeze.dim):
+            return
         self.coupling.register(freeze.dim, self.net.shapes[freeze.dim.tensor][freeze.dim.axis])
         self.coupling.freezes.append(freeze)
 
@@ -165,29 +242,50 @@ class _Analysis:
             if name not in self.net.shapes:
                 continue
             captured = name in self.net.captured[view.index]
-            reason = f"a subgraph of {view} reads it" if captured else why
+            reason = f"a subgraph reads it, and {why}" if captured else why
+            uses = ["", *(f"{view.index}.{i}" for i, t in enumerate(view.node.inputs) if t.name == name)]
             for axis in range(len(self.net.shapes[name])):
-                uses = [Dim(name, axis, f"{view.index}.{i}") for i, t in enumerate(view.node.inputs) if t.name == name]
-                dims = [Dim(name, axis), *uses]
+                dims = [Dim(name, axis, use) for use in uses]
                 if captured or not any(d in mentioned for d in dims):
                     self.unmentioned.extend(Freeze(d, reason) for d in dims)
 
-    def _freeze_numbers(self, view: View, looked_after: int | None) -> None:
-        """A size that is used as a number (a scale, a divisor) would change with a cut: such axes are frozen."""
+    def _pin_numbers(self, view: View, looked_after: int | None) -> None:
+        """A size that is used as a number (a scale, a divisor) would change with a cut: it becomes a constant then."""
         if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
             return
-        read = [t.name for position, t in enumerate(view.node.inputs) if position != looked_after]
-        for name in [*read, *self.net.captured[view.index]]:
-            if name not in self.net.initializers:
-                for entry in self.symbols.entries.get(name, []):
-                    self.unmentioned.extend(Freeze(d, f"{view} computes with its size") for d in sizes(entry))
+        for position, tensor in enumerate(view.node.inputs):
+            if position == looked_after or not (dims := self.symbols.sizes_in(tensor.name)):
+                continue
+            if handed_out(self.net.model.graph.node[view.index], position):
+                self.unmentioned.extend(Freeze(d, f"{view} hands out its size") for d in dims)
+            elif self.symbols.partly(tensor.name):
+                self.unmentioned.extend(Freeze(d, f"{view} computes with its size", remedy=UNSTEADY) for d in dims)
+            else:
+                self.pins.append(Pin(view.index, position, dims, self.symbols.number(tensor.name)))
+        for name in self.net.captured[view.index]:
+            why = f"a subgraph of {view} computes with its size"
+            self.unmentioned.extend(Freeze(d, why) for d in self.symbols.sizes_in(name))
+
+    def _freeze_unsteady(self) -> None:
+        """What depends on more than the number of channels cannot become a constant: its axes are frozen."""
+        steady = []
+        for pin in self.pins:
+            if any(d in self.coupling.sizes for d in pin.dims):
+                if all(self.net.steady(d.tensor, d.axis) for d in pin.dims):
+                    steady.append(pin)
+                    continue
+                node = View(self.net, self.symbols, pin.index, self.is_live)
+                why = f"{node} computes with its size"
+                self.unmentioned.extend(Freeze(d, why, remedy=UNSTEADY) for d in pin.dims)
+        self.pins = steady
 
     # ------------------------------------------------------------------------------------------ whole graph
 
     def freeze_outputs(self) -> None:
+        self._freeze_unsteady()
         for name in self.net.outputs:
             for axis in range(len(self.net.shapes.get(name, ()))):
-                self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'"))
+                self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'", remedy=INTERFACE))
             for entry in self.symbols.entries.get(name, []):
                 self.unmentioned.extend(Freeze(d, f"graph output '{name}' is its size") for d in sizes(entry))
         # Only axes that some rule has coupled: the others cannot be cut anyhow.
@@ -200,7 +298,7 @@ class _Analysis:
         however few the channels are.
         """
         rng = np.random.default_rng(0)
-        changed = True
+        changed = bool(self.musts)
         while changed:
             changed = False
             for trial in range(TRIALS):
@@ -209,65 +307,29 @@ class _Analysis:
                 changed |= self._check_musts(components, widths)
 
     def _check_musts(self, components: Components, widths: Array) -> bool:
+        before = np.concatenate([[0], np.cumsum(widths[components.labels])])  # every position
+
         def size(dim: Dim) -> int:
-            return int(widths[components.of(dim)].sum()) if dim in components.offset else self.net.shapes[dim.tensor][dim.axis]
+            if dim not in components.offset:
+                return self.net.shapes[dim.tensor][dim.axis]
+            start = components.offset[dim]
+            return int(before[start + components.sizes[dim]] - before[start])
 
         changed = False
         for must in self.musts:
             if evaluate(must.entry, size) != size(must.dim):
                 for dim in (must.dim, *sizes(must.entry)):
                     if dim in components.offset:
-                        changed |= components.freeze(dim, f"the size of {must.dim} is computed in a way that a cut would break")
+                        why = f"the size of {must.dim} is computed in a way that a cut would break"
+                        changed |= components.freeze(dim, Frozen(why, "export with fixed sizes, or fold the shape arithmetic"))
         return changed
 
     def finish(self, components: Components) -> Groups:
-        for layer in self.layers:
-            self._mark_producer(layer)
-        self._roles_through_constants()
-        order = list(self.coupling.sizes)
+        complete_roles(self.net, self.layers, self.node_ties, self.roles)
         names = {layer.out: layer.name for layer in reversed(self.layers)}
-        groups = components.groups(names, order)
-        roles = {d: self.roles.get(d, "scale") for d in order if d.tensor in self.net.initializers}
-        return Groups(self.net, groups, tuple(self.layers), roles)
-
-    def _mark_producer(self, layer: Layer) -> None:
-        node = self.net.nodes[layer.index]
-        for position, tensor in enumerate(node.inputs):
-            if tensor.name in self.net.fixed:
-                for axis in range(len(self.net.shapes.get(tensor.name, ()))):
-                    for dim in (Dim(tensor.name, axis), Dim(tensor.name, axis, f"{layer.index}.{position}")):
-                        self.roles.setdefault(dim, "producer")
-
-    def _roles_through_constants(self) -> None:
-        """A weight behind Transpose or Identity has the role of what comes out at the far end."""
-        for index, ties in reversed(self.node_ties):
-            node = self.net.model.graph.node[index]
-            if node.output and node.output[0] in self.net.fixed:
-                outputs = set(node.output)
-                for t in ties:
-                    for inner, outer in ((t.a, t.b), (t.b, t.a)):
-                        if outer.tensor in outputs and inner.tensor not in outputs and outer in self.roles:
-                            self.roles[inner] = self.roles[outer]
-
-
-def silenceable(net: Network, tensor: str) -> bool:
-    """Whether zeroing slices of the constants that `tensor` is made of zeroes slices of `tensor`."""
-    if tensor in net.initializers:
-        return True
-    if tensor not in net.producer:
-        return False
-    maker = net.model.graph.node[net.producer[tensor]]
-    return (maker.op_type in KEEP_ZEROS or _symmetric(net, maker)) and all(silenceable(net, x) for x in _values(maker))
-
-
-def _symmetric(net: Network, node: onnx.NodeProto) -> bool:
-    """A DequantizeLinear without a zero point, or with zeros for it, turns 0 into 0."""
-    if node.op_type != "DequantizeLinear":
-        return False
-    point = net.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    return len(node.input) < 3 or not node.input[2] or (point is not None and not np.any(point))
-
-
-def _values(node: onnx.NodeProto) -> list[str]:
-    """The inputs of a data movement or a product that are data, not indices or shapes."""
-    return list(node.input) if node.op_type in ("Concat", "Mul") else list(node.input[:1])
+        groups = components.groups(names)
+        for dim in self.silencing:
+            if self.roles.get(dim) != "consumer":
+                self.roles[dim] = "silencer"
+        roles = {d: self.roles.get(d, "scale") for d in components.dims if d.tensor in self.net.initializers}
+        return Groups(self.net, groups, tuple(self.layers), roles, tuple(self.pins), frozenset(self.ranged))

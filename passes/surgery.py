@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import ChannelGroup, Dim, Index
+from onnxprune.contraction import silent_value
 from onnxprune.edit import Editor, Transform
 from onnxprune.errors import PlanError
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
+from onnxprune.inline import simplified
 from onnxprune.plan import Plan
-from onnxprune.rules import STANDARD, Resize, RuleTable, View
+from onnxprune.rules import STANDARD, Resize, RuleTable, SetInput, View
 from onnxprune.symbolic import Symbols
 
 
@@ -41,20 +43,26 @@ def surgery(groups: Groups, plan: Plan, rules: RuleTable = STANDARD) -> onnx.Mod
             if rule is not None and rule.fixup is not None:
                 for edit in rule.fixup(View(net, symbols, index, lambda _: True), resize):
                     editor.node(index, edit)
+    for pin in groups.pins:
+        if any(dim in removed for dim in pin.dims):
+            editor.node(pin.index, SetInput(pin.position, pin.value))
     editor.declare(touched)
-    return editor.model
+    return simplified(editor.model)  # a condition may have become a constant
 
 
 def mask(groups: Groups, plan: Plan) -> onnx.ModelProto:
     """The original model with the removed slices of every consumer set to zero (and the kept ones rescaled).
 
-    It computes what the pruned model must compute: the oracle that every cut is held against.
+    A quantised weight has its zero point written instead, where that is another number. Where two activations are
+    multiplied, the slices of what makes one of them. Where a tensor is quantised by its range, those of what makes the
+    channel, so that it does not widen the range either. This computes what the pruned model must compute: the oracle that
+    every cut is held against.
     """
     check(groups, plan)
     zeroings: dict[Dim, Transform] = {}
     for dim, positions in groups.removed({name: k.indices for name, k in plan.groups.items()}).items():
-        if groups.roles.get(dim) == "consumer":
-            zeroings[dim] = partial(_zero, positions)
+        if groups.roles.get(dim) in ("consumer", "silencer") or dim in groups.ranged:
+            zeroings[dim] = partial(_silence, positions, silent_value(groups, dim.tensor))
     editor = Editor(groups.net)
     editor.constants(_chain(_scalings(groups, plan), zeroings))
     return editor.model
@@ -82,10 +90,12 @@ def reweightable(groups: Groups, group: ChannelGroup) -> bool:
     """Whether every consumer of the group can be rescaled without touching anything else.
 
     A consumer's weight must be a floating-point constant, read by that consumer alone (data movement in between is fine).
+    A product of two activations has none.
     """
-    consumers = {layer.w for layer in groups.layers}
+    if any(slot.dim in groups.multiplied for slot in group.slots):
+        return False
     for slot in group.slots:
-        if slot.dim in consumers and not _alone(groups, slot.dim.tensor):
+        if slot.dim in groups.summed and not _alone(groups, slot.dim.tensor):
             return False
     return True
 
@@ -94,7 +104,7 @@ def _alone(groups: Groups, tensor: str) -> bool:
     net = groups.net
     if tensor in net.initializers:
         return net.kinds[tensor].kind == "f" and len(net.uses.get(tensor, [])) == 1
-    producer = next((i for i, n in enumerate(net.model.graph.node) if tensor in n.output), None)
+    producer = net.producer.get(tensor)
     if producer is None or len(net.uses.get(tensor, [])) != 1:
         return False
     node = net.model.graph.node[producer]
@@ -131,9 +141,9 @@ def _delete(positions: Index, value: Array, axis: int) -> Array:
     return np.delete(value, positions, axis)
 
 
-def _zero(positions: Index, value: Array, axis: int) -> Array:
+def _silence(positions: Index, silent: Array, value: Array, axis: int) -> Array:
     value = value.copy()
-    np.moveaxis(value, axis, 0)[positions] = 0
+    np.moveaxis(value, axis, 0)[positions] = np.moveaxis(np.broadcast_to(silent, value.shape), axis, 0)[positions]
     return value
 
 

@@ -11,13 +11,18 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.channels import Index
+from onnxprune.control import every_graph
 from onnxprune.data import Samples
 from onnxprune.errors import ModelError, ValidationError
 from onnxprune.graph import Array, graph_inputs
+from onnxprune.rounding import quantises
 
 QUANTISED = 5e-2  # a sum that rounds differently may land on the next step of an 8-bit activation
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 BATCH = 16
+APPROXIMATED = (
+    "some cuts are approximate (--allow-approximate): equality with the masked original was checked for the others only"
+)
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,13 @@ def validate(
     *,
     providers: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    exact: onnx.ModelProto | None = None,
 ) -> Validation:
     """Checks the pruned model and compares its outputs.
 
     feeds: inputs for the oracle, which compares `pruned` with `masked` (skipped where that is None: recovered models
-    compute something better). samples, indices: data on which pruned and original are compared.
+    compute something better). exact: what to compare with `masked` instead, where `pruned` also has cuts that are not
+    exact: the model with the exact cuts only. samples, indices: data on which pruned and original are compared.
     Raises ValidationError when the model is not valid, does not run, or differs from the masked original.
     """
     notes: list[str] = []
@@ -77,7 +84,9 @@ def validate(
         deployed = runtime.session(pruned, providers=providers)  # with the optimisations that the oracle leaves out
         for feed in feeds:
             runtime.run(deployed, feed)
-        error = _oracle(original, pruned, masked, feeds) if masked is not None else None
+        error = _oracle(original, exact or pruned, masked, feeds) if masked is not None else None
+        if exact is not None:
+            notes.append(APPROXIMATED)
         compared = Comparison()
         if samples is not None and indices is not None:
             compared = compare(original, pruned, samples, indices, providers, progress)
@@ -118,8 +127,8 @@ def _oracle(
 
     Always on the CPU and without graph optimisations, so that both sides round alike.
     """
-    sessions = [runtime.session(m, optimise=False) for m in (original, masked, pruned)]
-    steps = any("QuantizeLinear" in n.op_type for n in original.graph.node)
+    sessions = [runtime.session(m, optimise=False, reuse=False) for m in (original, masked, pruned)]
+    steps = any(quantises(n) for g in every_graph(original.graph) for n in g.node)
     worst = 0.0
     for feed in feeds:
         results = [runtime.run(s, feed) for s in sessions]

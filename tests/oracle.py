@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
+from onnxprune.control import bodies, every_graph, flatten, key
 from onnxprune.graph import Network
 from onnxprune.groups import Groups
 from onnxprune.passes.group import group
@@ -30,23 +31,27 @@ class Verdict:
     error: float
 
 
-def check(model: onnx.ModelProto, feeds: Feeds, plan: Plan, groups: Groups | None = None) -> Verdict:
+def check(
+    model: onnx.ModelProto, feeds: Feeds, plan: Plan, groups: Groups | None = None, tolerance: float = TOLERANCE
+) -> Verdict:
     """Asserts that `plan`, applied to `model`, gives a valid, smaller model that computes what the masked one computes.
 
-    groups: when the model has been analysed already, perhaps on other feeds.
+    groups: when the model has been analysed already, perhaps on other feeds. tolerance: relative to the output's range.
     """
     groups = group(runtime.probe(model, feeds)) if groups is None else groups
     before = model.SerializeToString(deterministic=True)
     pruned, masked = surgery(groups, plan), mask(groups, plan)
     assert model.SerializeToString(deterministic=True) == before, "the input model was changed"
     accepted(pruned)
-    error = compare(model, masked, pruned, feeds)
+    error = compare(model, masked, pruned, feeds, tolerance)
     if any(len(k.indices) < k.size for k in plan.groups.values()):
         assert used(pruned) < used(model), "channels were removed, but no weight got smaller"
     return Verdict(pruned, error)
 
 
-def compare(original: onnx.ModelProto, masked: onnx.ModelProto, pruned: onnx.ModelProto, feeds: Feeds) -> float:
+def compare(
+    original: onnx.ModelProto, masked: onnx.ModelProto, pruned: onnx.ModelProto, feeds: Feeds, tolerance: float = TOLERANCE
+) -> float:
     """Asserts that the pruned model's outputs are the masked one's; returns the largest relative error."""
     names = [o.name for o in original.graph.output]
     assert [o.name for o in pruned.graph.output] == names
@@ -57,7 +62,7 @@ def compare(original: onnx.ModelProto, masked: onnx.ModelProto, pruned: onnx.Mod
             where = f"output '{name}' (optimisations {'on' if optimise else 'off'})"
             assert (b.shape, b.dtype) == (a.shape, a.dtype) == (c.shape, c.dtype), f"{where} has another shape or type"
             worst = max(worst, error := difference(a, b, c))
-            assert error <= TOLERANCE, f"{where} is off by {error:.3g} of its range"
+            assert error <= tolerance, f"{where} is off by {error:.3g} of its range"
     return worst
 
 
@@ -90,9 +95,11 @@ def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def used(model: onnx.ModelProto) -> int:
-    """Elements of floating-point constants, counted once for every use: surgery may have to un-share a vector."""
-    net = Network(model, {}, {})
-    sizes = {name: int(np.prod(net.initializers[name].dims)) for name, kind in net.kinds.items() if kind.kind == "f"}
+    """Elements of floating-point and 8-bit constants, in bodies too, once for every use: surgery may un-share a vector."""
+    nodes = [n for g in every_graph(model.graph) for n in g.node if bodies(n)]
+    net = Network(flatten(model, {key(n) for n in nodes}), {}, {})
+    wanted = [name for name, kind in net.kinds.items() if kind.kind == "f" or kind.itemsize == 1]
+    sizes = {name: int(np.prod(net.initializers[name].dims)) for name in wanted}
     return sum(sizes[name] * len(net.uses.get(name, ())) for name in sizes)
 
 

@@ -17,6 +17,7 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.graph import Network
 from onnxprune.groups import Groups
 from onnxprune.passes.group import group
+from onnxprune.passes.validate import QUANTISED
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Weight: TypeAlias = tuple[int, ...] | Array | Sequence[int] | float
@@ -131,11 +132,13 @@ def sizes(groups: Groups) -> list[int]:
 def holds(groups: Groups, rounds: int = 3) -> onnx.ModelProto:
     """Asserts that there is something to cut, and that the oracle holds for half, one, all but one of each group's channels."""
     assert groups.prunable, [g.reason for g in groups.groups]
-    model = groups.net.model
+    model = groups.net.source
+    rounded = any(g.flaw is not None and g.flaw.kind == "rounding" for g in groups.prunable)
+    tolerance = QUANTISED if rounded else oracle.TOLERANCE
     for seed in range(rounds):
         rng = np.random.default_rng(seed)
         for fraction in (0.0, {g.id: 1 - 1 / g.size for g in groups.prunable}, 0.5):
-            pruned = oracle.check(model, feeds(model, seed), oracle.keep(groups, fraction, rng), groups).pruned
+            pruned = oracle.check(model, feeds(model, seed), oracle.keep(groups, fraction, rng), groups, tolerance).pruned
     return pruned
 
 
@@ -157,7 +160,7 @@ def cut(groups: Groups, tensor: str, gone: Sequence[int], axis: int = 1) -> onnx
     for p in gone:
         lost.setdefault(found[which[p]].id, set()).add(int(channel[p]))
     kept = {name: [c for c in range(groups.by_id[name].size) if c not in channels] for name, channels in lost.items()}
-    return oracle.check(groups.net.model, feeds(groups.net.model), oracle.only(groups, kept), groups).pruned
+    return oracle.check(groups.net.source, feeds(groups.net.source), oracle.only(groups, kept), groups).pruned
 
 
 # ---- what the pruned file holds

@@ -14,9 +14,12 @@ SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").rglob(
 LAYERS = [
     {"errors"},
     {"channels", "theory"},
+    {"control"},
+    {"inline"},
     {"graph", "plan"},
+    {"explore"},
     {"runtime", "symbolic", "data"},
-    {"rules", "edit"},
+    {"rules", "edit", "roles", "rounding", "silence"},
     {"groups"},
     {"contraction", "saliency", "budget"},
     {"criteria", "selection"},

@@ -90,6 +90,7 @@ def bad_models(here: Path, model: onnx.ModelProto) -> None:
     (here / "tensor.onnx").write_bytes(model.graph.initializer[0].SerializeToString())
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(here / "image.onnx", format="png")
     small.write(tiny("MatMulInteger", TensorProto.INT8, np.ones((4, 5), np.int8)), here / "integer.onnx")
+    small.write(tiny("Relu", TensorProto.FLOAT, None), here / "weightless.onnx")
     small.write(tiny("Nonsense", TensorProto.FLOAT, None), here / "refused.onnx")
     copy = onnx.ModelProto.FromString(blob)
     onnx.save(copy, str(here / "outside.onnx"), save_as_external_data=True, location="outside.bin", size_threshold=64)
@@ -172,7 +173,8 @@ BAD = {
     "model is empty": ("inspect nothing.onnx", ("nothing.onnx", "not an ONNX model", "no graph")),
     "model is cut short": (prune(model="cut.onnx"), ("cut.onnx", "not a readable ONNX model", "truncated")),
     "model is a GraphProto": ("inspect graph.onnx", ("graph.onnx", "not an ONNX model", "no graph")),
-    "model without float weights": (prune(model="integer.onnx"), ("no floating-point weights", "before quantisation")),
+    "model without weights": (prune(model="weightless.onnx"), ("no weights to prune", "constants of the file")),
+    "model of one layer": (prune(model="integer.onnx"), ("nothing", "can be pruned", "graph input 'x'", "inspect")),
     "model that the runtime refuses": (prune(model="refused.onnx"), ("refused.onnx", "ONNX Runtime", "Nonsense", "must run")),
     "model without its weights file": (prune(model="lost.onnx"), ("lost.onnx", "lost.bin", "beside it")),
     "data missing": (prune(data="--data no.npz"), ("'no.npz'", "check the path")),

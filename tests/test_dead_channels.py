@@ -128,7 +128,7 @@ def zeroed(model: onnx.ModelProto) -> dict[str, Array]:
 
 def dead(groups: Groups) -> Plan:
     """Keeps all but the channels that every layer of their group makes as zeros."""
-    zeros = zeroed(groups.net.model)
+    zeros = zeroed(groups.net.source)
     kept: dict[str, list[int]] = {}
     for g in groups.prunable:
         marks = [(s, zeros[s.dim.tensor]) for s in g.slots if s.dim.tensor in zeros and s.dim.axis == 1]
@@ -174,7 +174,7 @@ def test_real_numbers_differ_by_the_order_of_their_sums_only(seed: int, optimise
 
 
 def nothing_changed(groups: Groups, plan: Plan, x: Mapping[str, Array], optimise: bool) -> None:
-    want, masked, got = (outputs(m, x, optimise) for m in (groups.net.model, mask(groups, plan), surgery(groups, plan)))
+    want, masked, got = (outputs(m, x, optimise) for m in (groups.net.source, mask(groups, plan), surgery(groups, plan)))
     assert [a.tobytes() for a in want] == [a.tobytes() for a in masked]
     assert max(oracle.difference(a, b, a) for a, b in zip(want, got, strict=True)) <= ROUNDING
 

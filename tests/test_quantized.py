@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune import runtime
 from onnxprune.groups import Groups
 from onnxprune.passes.group import group
-from onnxprune.passes.surgery import reweightable
+from onnxprune.passes.surgery import mask, reweightable
 from onnxprune.plan import Kept, Plan
 
 
@@ -66,11 +66,53 @@ def test_weights_scales_and_zero_points_are_cut_together(activations: bool) -> N
     assert not reweightable(groups, found), "8-bit weights cannot be rescaled"
 
 
-def test_a_zero_point_other_than_zero_freezes_what_it_cannot_silence() -> None:
-    """Zeroing a uint8 weight with zero point 128 does not make it 0: there would be no oracle for the cut."""
-    groups = grouped(quantised(zero_points=True))
+def test_a_zero_point_other_than_zero_silences_where_zeros_do_not() -> None:
+    """Zeroing a uint8 weight with zero point 128 does not make it 0: the mask writes 128, and the report says so."""
+    model = quantised(zero_points=True)
+    groups = grouped(model)
+    (found,) = groups.prunable
+    assert not found.exact
+    assert found.flaw is not None
+    assert "zero point" in found.flaw.reason
+    plan = Plan({found.id: Kept(12, np.array([1, 4, 7]))})
+    oracle.check(model, groups.net.feeds, plan, groups)
+    masked = {t.name: numpy_helper.to_array(t) for t in mask(groups, plan).graph.initializer}
+    assert (masked["V"][:, [0, 2, 3, 5, 6, 8, 9, 10, 11]] == 128).all()
+
+
+def test_a_quantised_weight_that_is_computed_is_frozen_where_its_zero_point_is_not_zero() -> None:
+    """Nothing says which constant would have to take which value."""
+    model = quantised(zero_points=True)
+    dequantise = next(n for n in model.graph.node if n.input[0] == "V")
+    turned = [
+        helper.make_node("Transpose", ["V"], ["Vt"], perm=[0, 1, 3, 2]),
+        helper.make_node("DequantizeLinear", ["Vt", *dequantise.input[1:]], list(dequantise.output), axis=0),
+    ]
+    rest = [n for n in model.graph.node if n.input[0] != "V"]
+    del model.graph.node[:]
+    model.graph.node.extend([*turned, *rest])
+    groups = grouped(model)
     assert not groups.prunable
     assert any("silences" in (g.reason or "") for g in groups.groups)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_weights_in_floating_point_behind_a_pair_of_quantisers(zero: int) -> None:
+    """As frameworks export fake quantisation; with a zero point the pair is not followed."""
+    model = quantised()
+    stored = next(t for t in model.graph.initializer if t.name == "V")
+    stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored).astype(np.float32) / 50, "V"))
+    points = next(t for t in model.graph.initializer if t.name == "Vz")
+    points.CopyFrom(numpy_helper.from_array(np.full(4, zero, np.int8), "Vz"))
+    dequantise = next(n for n in model.graph.node if n.input[0] == "V")
+    dequantise.input[0] = "Vq"
+    nodes = [helper.make_node("QuantizeLinear", ["V", "Vs", "Vz"], ["Vq"], axis=0), *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    groups = grouped(model)
+    assert len(groups.prunable) == (1 if zero == 0 else 0)
+    for found in groups.prunable:
+        oracle.check(model, groups.net.feeds, Plan({found.id: Kept(12, np.array([1, 4, 7]))}), groups)
 
 
 def test_eight_bit_weights_count_as_parameters() -> None:

@@ -69,7 +69,7 @@ def test_weights_behind_chains_of_identities() -> None:
     groups = analysed(spellings.identities(plain()))
     assert sizes(groups) == [8]
     pruned = holds(groups)
-    assert [n.op_type for n in pruned.graph.node] == [n.op_type for n in groups.net.model.graph.node]
+    assert [n.op_type for n in pruned.graph.node] == [n.op_type for n in groups.net.source.graph.node]
     assert stored(pruned)["w"].shape == (4, 3, 3, 3)
 
 
@@ -112,7 +112,7 @@ def merged(sixth: str = "one") -> onnx.ModelProto:
 
 def test_one_vector_in_nine_slots_of_three_norms_ties_no_two_layers() -> None:
     groups = analysed(merged())
-    assert sum(list(n.input).count("one") for n in groups.net.model.graph.node) == 9
+    assert sum(list(n.input).count("one") for n in groups.net.source.graph.node) == 9
     assert sizes(groups) == [8, 8, 8]
     assert len({g.id for i in (1, 2, 3) for g in at(groups, f"c{i}")}) == 3
     holds(groups)
@@ -188,7 +188,7 @@ def test_one_head_over_five_levels() -> None:
     groups = analysed(net(body, weights, x="float[1,3,32,32] x", y="y0 y1 y2 y3 y4"))
     assert sizes(groups) == [6, 8]
     pruned = holds(groups)
-    assert set(stored(pruned)) == set(stored(groups.net.model))  # still one tensor for all five
+    assert set(stored(pruned)) == set(stored(groups.net.source))  # still one tensor for all five
     assert stored(pruned)["wh"].shape == (4, 3, 3, 3)
 
 
@@ -267,7 +267,7 @@ def test_linear(how: str) -> None:
     )
     assert sizes(groups) == [8]
     pruned = cut(groups, "h", [0, 6])
-    assert np.array_equal(stored(pruned)["w"], np.delete(stored(groups.net.model)["w"], [0, 6], axis=shape.index(8)))
+    assert np.array_equal(stored(pruned)["w"], np.delete(stored(groups.net.source)["w"], [0, 6], axis=shape.index(8)))
     holds(groups)
 
 

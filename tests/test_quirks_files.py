@@ -23,7 +23,6 @@ from quirk import (
     right_or_frozen,
     sizes,
     stored,
-    why,
 )
 
 from onnxprune import api, runtime
@@ -354,18 +353,3 @@ def test_dynamically_quantised_lstm_is_followed_or_refused_by_name() -> None:
                 domains='"com.microsoft" : 1')  # fmt: skip
     right_or_frozen(model, "a", 2, "DynamicQuantizeLSTM")
     assert free(analysed(model), "e", 2) == 8
-
-
-def test_an_operator_of_a_custom_domain_freezes_with_its_name() -> None:
-    """QuickGelu is known, BiasSplitGelu and the like are not: the reason names domain, operator and node."""
-    body = """
-        a = Conv (x, wa)
-        b = com.microsoft.Inverse (a)
-        e = Conv (b, we)
-        y = Conv (e, wl)
-    """
-    model = net(body, {"wa": (8, 3, 1, 1), "we": (8, 8, 1, 1), "wl": (2, 8, 1, 1)}, domains='"com.microsoft" : 1')
-    groups = analysed(model)
-    assert why(groups, "a") == "operator com.microsoft::Inverse ('b') has no rule"
-    assert free(groups, "e") == 8
-    holds(groups)

@@ -261,7 +261,7 @@ def test_gates_reordered_in_the_graph() -> None:
     assert free(groups, "q", 2) == 4
     pruned = cut(groups, "q", [2], axis=2)
     rows = np.delete(np.arange(16), [2, 6, 10, 14])
-    assert np.array_equal(stored(pruned)["Wt"], stored(groups.net.model)["Wt"][rows])
+    assert np.array_equal(stored(pruned)["Wt"], stored(groups.net.source)["Wt"][rows])
     assert attribute(pruned, "s", "hidden_size") == 3
     holds(groups)
 

@@ -47,7 +47,7 @@ def test_flattened_into_a_linear_layer(how: str) -> None:
     pruned = cut(groups, "c", [1, 6])
     columns = np.arange(shape[1]).reshape((4, 4, 8) if "NHWC" in how else (8, -1))
     left = np.delete(columns, [1, 6], axis=2 if "NHWC" in how else 0).ravel()
-    assert np.array_equal(stored(pruned)["wl"], stored(groups.net.model)["wl"][:, left])
+    assert np.array_equal(stored(pruned)["wl"], stored(groups.net.source)["wl"][:, left])
     holds(groups)
 
 
@@ -66,7 +66,7 @@ def test_columns_flattened_into_a_recurrent_layer() -> None:
     groups = analysed(net(body, weights))
     assert sizes(groups) == [8, 5]
     pruned = cut(groups, "c", [0])
-    assert np.array_equal(stored(pruned)["W"], stored(groups.net.model)["W"][:, :, 4:])
+    assert np.array_equal(stored(pruned)["W"], stored(groups.net.source)["W"][:, :, 4:])
     assert stored(pruned)["shape"].tolist() == [4, 1, 28]
     holds(groups)
 
@@ -218,7 +218,7 @@ def test_halves_of_a_gate_stay_together(how: str) -> None:
     groups = analysed(net(body, {"w": (8, 3, 1, 1), "wl": (2, 4, 1, 1), **extra}, opset=opset))
     assert sizes(groups) == [4]
     pruned = cut(groups, "a", [1])
-    assert np.array_equal(stored(pruned)["w"], np.delete(stored(groups.net.model)["w"], [1, 5], axis=0))
+    assert np.array_equal(stored(pruned)["w"], np.delete(stored(groups.net.source)["w"], [1, 5], axis=0))
     holds(groups)
 
 
@@ -248,7 +248,7 @@ def test_a_permutation_of_the_channels(how: str) -> None:
     pruned = cut(groups, "a", [3, 5])
     order = ORDER if "Gather" in how else list(range(8))[::-1]
     left = [k for k, source in enumerate(order) if source not in (3, 5)]
-    assert np.array_equal(stored(pruned)["wl"], stored(groups.net.model)["wl"][:, left])
+    assert np.array_equal(stored(pruned)["wl"], stored(groups.net.source)["wl"][:, left])
     holds(groups)
 
 
@@ -259,5 +259,5 @@ def test_a_tensor_concatenated_with_itself(times: int) -> None:
     assert sizes(groups) == [8]
     pruned = cut(groups, "a", [2])
     gone = [2 + 8 * k for k in range(times)]
-    assert np.array_equal(stored(pruned)["wl"], np.delete(stored(groups.net.model)["wl"], gone, axis=1))
+    assert np.array_equal(stored(pruned)["wl"], np.delete(stored(groups.net.source)["wl"], gone, axis=1))
     holds(groups)

@@ -112,6 +112,32 @@ def test_interpolation_to_a_size_computed_in_floating_point() -> None:
     holds(groups)
 
 
+def test_such_a_size_used_as_a_number_freezes() -> None:
+    """The same mixture of a channel count and a height scaled in floating point, multiplied and read as data."""
+    body = """
+        a = Conv (x, w)
+        s = Shape (a)
+        c = Slice (s, i1, i2)
+        h = Slice (s, i2, i3)
+        f = Cast <to = 1> (h)
+        g = Mul (f, factor)
+        k = Cast <to = 7> (g)
+        size = Concat <axis = 0> (c, k)
+        twice = Mul (size, i2)
+        d = Cast <to = 1> (twice)
+        t = ReduceMax <keepdims = 0> (d)
+        last = Div (a, t)
+        e = Conv (last, we)
+        y = Conv (e, wl)
+    """
+    numbers = {"i1": [1], "i2": [2], "i3": [3], "factor": 1.5}
+    weights = {"w": (8, 3, 1, 1), "we": (8, 8, 1, 1), "wl": (2, 8, 1, 1)}
+    groups = analysed(net(body, {**weights, **numbers}))
+    assert why(groups, "a") == "Cast 'd' computes with its size"
+    assert free(groups, "e") == 8
+    holds(groups)
+
+
 def test_spectral_norm_left_in_the_graph() -> None:
     """W / (u W v): the scale is a sum over the whole weight, so that a weight without some filters would be another one."""
     body = """

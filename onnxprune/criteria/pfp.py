@@ -67,7 +67,7 @@ class Sensitivity:
 
 def _outputs_per_sample(groups: Groups, layer: Layer) -> int:
     """Scalar outputs of the layer for one sample; the probe ran with batch 1 where the batch is dynamic."""
-    return int(np.prod(groups.net.shapes[layer.out.tensor]))
+    return groups.outputs(layer)
 
 
 def _local(positions: Any, contraction: Contraction) -> tuple[Any, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from onnxprune.channels import ChannelGroup, Slot
-from onnxprune.contraction import units
-from onnxprune.graph import Array, Network
+from onnxprune.channels import ChannelGroup, Dim, Slot
+from onnxprune.contraction import units, weight_values
+from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
@@ -34,14 +34,15 @@ class _WeightCriterion:
         return []
 
     def inspect(self, groups: Groups) -> list[LayerScore]:
-        return [LayerScore("", g.id, self.score(groups, g)) for g in groups.prunable]
+        makers = _makers(groups)
+        return [LayerScore("", g.id, self.score(g, makers)) for g in groups.prunable]
 
-    def score(self, groups: Groups, group: ChannelGroup) -> Array:
+    def score(self, group: ChannelGroup, makers: Mapping[Dim, Array]) -> Array:
+        """Scores of the group's channels [size]. makers: the weights that make channels, by the axis that these lie on."""
         total = np.zeros(group.size)
         for slot in group.slots:
-            filters = _filters(groups, group, slot)
-            if filters is not None:
-                total += self.filters(filters)
+            if slot.dim in makers:
+                total += self.filters(_filters(group, slot, makers[slot.dim]))
         return total
 
     def filters(self, filters: Array) -> Array:
@@ -49,31 +50,30 @@ class _WeightCriterion:
         raise NotImplementedError
 
 
-def _filters(groups: Groups, group: ChannelGroup, slot: Slot) -> Array | None:
-    """The weights that make each channel, [channels, n], where `slot` is an axis of a producer's weight matrix."""
-    nodes = [(groups.net.nodes[layer.index], layer.weight) for layer in groups.layers]
-    biases = _made_of(groups.net, [t.name for node, weight in nodes for t in node.inputs if t.name != weight])
-    if groups.roles.get(slot.dim) != "producer" or slot.dim.tensor in biases:
-        return None
-    value = groups.net.array(slot.dim.tensor)
-    if value is None or value.dtype.kind not in "fi":
-        return None
-    rows = np.moveaxis(value.astype(np.float64), slot.dim.axis, 0)[slot.positions].reshape(len(slot.positions), -1)
+def _makers(groups: Groups) -> dict[Dim, Array]:
+    """The axes of weights that no layer sums over, where the prunable groups lie; for each, the weight it belongs to."""
+    weights = weight_values(groups.net, groups.layers)
+    readers: dict[str, list[Layer]] = {}
+    for layer in weights:
+        readers.setdefault(layer.weight, []).append(layer)
+    found = {}
+    for dim in dict.fromkeys(slot.dim for g in groups.prunable for slot in g.slots):
+        made_by = [layer for layer in readers.get(dim.tensor, ()) if _reads(layer, dim)]
+        if made_by and groups.roles.get(dim) != "consumer" and all(layer.w != dim for layer in made_by):
+            found[dim] = weights[made_by[0]]
+    return found
+
+
+def _filters(group: ChannelGroup, slot: Slot, weight: Array) -> Array:
+    """The weights that make each channel, [channels, n], where `slot` is an axis of `weight`."""
+    rows = np.moveaxis(weight, slot.dim.axis, 0)[slot.positions].astype(np.float64).reshape(len(slot.positions), -1)
     order = np.argsort(slot.channels, kind="stable")
     return rows[order].reshape(group.size, -1)
 
 
-def _made_of(net: Network, names: Sequence[str]) -> set[str]:
-    """These tensors and, where they are computed from constants alone, all that they are computed from."""
-    found: set[str] = set()
-    left = list(names)
-    while left:
-        name = left.pop()
-        if name not in found:
-            found.add(name)
-            if name in net.fixed and name in net.producer:
-                left += net.reads(net.producer[name])
-    return found
+def _reads(layer: Layer, dim: Dim) -> bool:
+    """Whether the layer is one of the nodes that `dim` is about: constants that are shared by accident have several."""
+    return not dim.use or dim.use.split(".")[0] == str(layer.index)
 
 
 class L1(_WeightCriterion):
@@ -133,7 +133,7 @@ class Random(_WeightCriterion):
     def options(self) -> Mapping[str, Any]:
         return {"seed": self._seed}
 
-    def score(self, groups: Groups, group: ChannelGroup) -> Array:
+    def score(self, group: ChannelGroup, makers: Mapping[Dim, Array]) -> Array:
         rng = np.random.default_rng([self._seed, zlib.crc32(group.id.encode())])
         return rng.random(group.size)
 

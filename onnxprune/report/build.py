@@ -14,6 +14,9 @@ from onnxprune.groups import Accounting, Groups, is_parameter
 from onnxprune.plan import Kept, Plan
 from onnxprune.selection import Share
 
+# Where activations are multiplied no weight sums over the channel: zeroing what makes it does what zeroing a consumer does.
+ROLES = {"silencer": "consumer"}
+
 
 def group_entries(groups: Groups, plan: Plan | None = None) -> list[dict[str, Any]]:
     """One entry per channel group: what it is made of, what stays, and why it is frozen if it is."""
@@ -34,7 +37,7 @@ def _group(groups: Groups, group: ChannelGroup, plan: Plan | None) -> dict[str, 
                 {
                     "tensor": slot.dim.tensor,
                     "axis": slot.dim.axis,
-                    "role": groups.roles.get(slot.dim, "scale"),
+                    "role": ROLES.get(role := groups.roles.get(slot.dim, "scale"), role),
                     "removed": sorted(removed),
                 }
             )
@@ -47,7 +50,9 @@ def _group(groups: Groups, group: ChannelGroup, plan: Plan | None) -> dict[str, 
         "removed": gone,
         "frozen": group.frozen,
         "reason": group.reason,
-        "exact": True,
+        "remedy": group.remedy,
+        "exact": group.exact,
+        "flaw": group.flaw.reason if group.flaw else None,
         "members": members,
     }
 
@@ -86,7 +91,7 @@ def layer_entries(groups: Groups, accounting: Accounting, plan: Plan, shares: Ma
     before, after = accounting.layer_macs(accounting.full_widths), accounting.layer_macs(widths)
     entries = []
     for i, layer in enumerate(groups.layers):
-        read = [shares[g.id] for g, _ in groups.at.get(layer.x, []) if layer.w is not None and g.id in shares]
+        read = [shares[g.id] for g, _ in groups.at.get(layer.x, []) if layer.sums and g.id in shares]
         entries.append(
             {
                 "name": layer.name,

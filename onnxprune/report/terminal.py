@@ -146,13 +146,20 @@ def groups(console: Console, entries: Sequence[Mapping[str, Any]], limit: int | 
             str(g["size"]),
             str(len(g["members"])),
             number(g["macs"]),
-            f"frozen: {g['reason']}" if g["frozen"] else "can be pruned",
+            _state(g),
         )
         for g in entries[:limit]
     ]
     _table(console, ("group", "channels", "tensors", "MACs", "state"), rows, text=1)
     if limit is not None and len(entries) > limit:
         console.print(f"... and {len(entries) - limit} more (-v shows all)")
+
+
+def _state(entry: Mapping[str, Any]) -> str:
+    """Whether a group can be pruned, and what would unfreeze it where something would."""
+    if entry["frozen"]:
+        return f"frozen: {entry['reason']}" + (f" (to unfreeze: {entry['remedy']})" if entry["remedy"] else "")
+    return "can be pruned" if entry["exact"] else f"can be pruned, but not exactly: {entry['flaw']}"
 
 
 @contextmanager

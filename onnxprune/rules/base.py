@@ -13,6 +13,8 @@ from onnxprune.channels import Dim, Freeze, Index, Tie
 from onnxprune.graph import Array, Network
 from onnxprune.symbolic import Entry, Symbols
 
+OFFSET = "has a weight with a zero point other than 0: slices of that silence it, not of zeros"
+
 
 @dataclass(frozen=True)
 class Consumer:
@@ -44,13 +46,79 @@ class MustEqual:
 
 
 @dataclass(frozen=True)
+class Contracts:
+    """The node sums products of activations over these axes, in step: zeroing a slice of any one masks a channel.
+
+    No weight stands there to be zeroed, so one of the activations must be silenced where it is made, see `silence`.
+    """
+
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """The node reckons with all positions of this axis (a mean, a norm), so what it makes of the others changes with a cut.
+
+    Frozen unless the user allows approximation; then the groups are flagged as inexact.
+    """
+
+    dim: Dim
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The positions of this axis set the range, and so the steps, of an 8-bit activation: a cut and a mask round differently.
+
+    Unless the mask makes them 0, as the range includes 0 in any case.
+    """
+
+    dim: Dim
+    reason: str
+
+
+@dataclass(frozen=True)
+class Offset:
+    """The weight that is summed over this axis has a zero point other than 0: writing that, not 0, silences a slice of it."""
+
+    dim: Dim
+    reason: str
+
+
+@dataclass(frozen=True)
 class Ways:
     """The node can follow the channels in `count` ways, of which it took number `View.way`."""
 
     count: int
 
 
-Fact: TypeAlias = Tie | Freeze | Consumer | Reads | Fresh | MustEqual | Ways
+Fact: TypeAlias = Tie | Freeze | Consumer | Contracts | Approximate | Rounds | Offset | Reads | Fresh | MustEqual | Ways
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the integers of a quantised tensor stand for: (integer - zero point) * scale.
+
+    scale, zero: names of the tensors, empty for 1 and for 0; of one element, or of one for every position of `axes`.
+    """
+
+    scale: str = ""
+    zero: str = ""
+    axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight of few bits as MatMulNBits packs it: bytes [N, blocks, bytes of a block], lowest bits first, `k` values a row.
+
+    scale: name of the tensor with one for every row and block. zero: that of the zero points, packed by row like the
+    weight or as numbers; empty for the middle of the range.
+    """
+
+    scale: str
+    zero: str
+    bits: int
+    k: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +126,9 @@ class Layer:
     """A linear operator: what it reads, what it makes and what it costs.
 
     x, out: channel axis of the activations in and out. w: the weight's axis that is summed over; None where the channels
-    pass through one by one (depthwise). MACs = `factor` times the product of the sizes of `macs_dims`.
+    pass through one by one (depthwise). other: where two activations are multiplied, the summed axis of the second.
+    MACs = `factor` times the product of the sizes of `macs_dims`. steps: how to read the weight (or other activation) where
+    it is integer; x_steps: the same for the activation in, None only where the layer sums in floating point.
     """
 
     index: int
@@ -70,6 +140,14 @@ class Layer:
     factor: int
     macs_dims: tuple[Dim, ...]
     weight: str
+    other: Dim | None = None
+    steps: Steps | Packed | None = None
+    x_steps: Steps | None = None
+
+    @property
+    def sums(self) -> bool:
+        """Whether the layer sums over its channels, and so has a say in how much each matters."""
+        return self.w is not None or self.other is not None
 
 
 @dataclass(frozen=True)
@@ -100,7 +178,16 @@ class SetConst:
     value: int
 
 
-Edit: TypeAlias = SetAttr | SetInput | SetConst
+@dataclass(frozen=True)
+class Become:
+    """Surgery turns the node into another operator with the same first input and output, new constants and attributes."""
+
+    op: str
+    constants: tuple[Array, ...]
+    attributes: Mapping[str, Any]
+
+
+Edit: TypeAlias = SetAttr | SetInput | SetConst | Become
 
 
 @dataclass(frozen=True)

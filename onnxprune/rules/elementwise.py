@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from onnxprune.channels import Tie
+import numpy as np
+
+from onnxprune.channels import Freeze, Tie
 from onnxprune.rules.base import Fact, Reads, Rule, View
 
 UNARY = [
@@ -15,6 +17,7 @@ UNARY = [
     "Asinh",
     "Atan",
     "Atanh",
+    "BitCast",
     "BitwiseNot",
     "Cast",
     "Ceil",
@@ -77,6 +80,7 @@ NARY = [
     "Pow",
     "Sub",
     "Sum",
+    "SwiGLU",
     "Where",
     "Xor",
 ]
@@ -115,7 +119,14 @@ def legacy_nary(view: View) -> Iterator[Fact]:
 
 
 def dropout(view: View) -> Iterator[Fact]:
-    """Both outputs, data and mask, keep the shape of the input."""
+    """Both outputs, data and mask, keep the shape of the input. In training it drops at random, which a cut would change.
+
+    Before opset 7 the attribute `is_test` says that it does not train; since opset 12 input 2 says that it does.
+    """
+    training = view.value(2) if view.has(2) else None
+    if (view.has(2) and (training is None or np.any(training))) or (view.net.opset < 7 and not view.attr("is_test", 0)):
+        yield from (Freeze(view.x(0, axis), f"{view} drops at random") for axis in range(len(view.shape(0))))
+        return
     for output, tensor in enumerate(view.node.outputs):
         if tensor.name and tensor.name in view.net.shapes:
             yield from broadcast(view, [0], output)

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnxprune.channels import Dim, Freeze, Tie
-from onnxprune.rules.base import Consumer, Fact, Layer, Rule, View
+from onnxprune.rules.base import Consumer, Contracts, Fact, Layer, Rule, View
 
 
-def _contraction(view: View, a: Dim, b: Dim) -> Iterator[Fact]:
-    """Sums over `a` of input 0 and `b` of input 1."""
+@dataclass(frozen=True)
+class Form:
+    """Which inputs of a product are its factors A and B, and which is the bias C (of a Gemm)."""
+
+    a: int = 0
+    b: int = 1
+    c: int = 2
+
+
+PLAIN = Form()
+
+
+def _contraction(view: View, a: Dim, b: Dim, form: Form) -> Iterator[Fact]:
+    """Sums over `a` of factor A and `b` of factor B."""
     yield Tie(a, b)
-    if view.fixed(0) == view.fixed(1):
-        reason = "multiplies two activations" if not view.fixed(0) else "multiplies two constants"
-        yield Freeze(a, f"{view} {reason}: no weight to zero along the summed axis")
-        yield Freeze(b, f"{view} {reason}: no weight to zero along the summed axis")
+    if view.fixed(form.a) and view.fixed(form.b):
+        why = f"{view} multiplies two constants: no weight to zero along the summed axis"
+        yield Freeze(a, why, remedy="fold constants (onnxsim does)")
+    elif view.fixed(form.a) or view.fixed(form.b):
+        yield Consumer(a if view.fixed(form.a) else b)
     else:
-        yield Consumer(a if view.fixed(0) else b)
+        yield Contracts((a, b))
 
 
 def _gemm_axes(view: View) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -28,55 +42,60 @@ def _gemm_axes(view: View) -> tuple[tuple[int, int], tuple[int, int]]:
     return a, b
 
 
-def gemm_ties(view: View) -> Iterator[Fact]:
+def gemm_ties(view: View, form: Form = PLAIN) -> Iterator[Fact]:
     """Y = alpha A' B' + beta C, C broadcast to [M, N]."""
     (a_free, a_sum), (b_sum, b_free) = _gemm_axes(view)
-    yield from _contraction(view, view.x(0, a_sum), view.x(1, b_sum))
-    yield Tie(view.x(0, a_free), view.y(0))
-    yield Tie(view.x(1, b_free), view.y(1))
-    if view.has(2):
-        shape = view.shape(2)
+    yield from _contraction(view, view.x(form.a, a_sum), view.x(form.b, b_sum), form)
+    yield Tie(view.x(form.a, a_free), view.y(0))
+    yield Tie(view.x(form.b, b_free), view.y(1))
+    if view.has(form.c):
+        shape = view.shape(form.c)
         if shape and shape[-1] > 1:
-            yield Tie(view.x(2, -1), view.y(1))
+            yield Tie(view.x(form.c, -1), view.y(1))
         if len(shape) == 2 and shape[0] > 1:
-            yield Tie(view.x(2, 0), view.y(0))
+            yield Tie(view.x(form.c, 0), view.y(0))
 
 
-def gemm_layers(view: View) -> list[Layer]:
+def _weight(view: View, form: Form) -> int | None:
+    """Which factor, A or B, is the weight: B where both are constant, None where neither is."""
+    return form.b if view.fixed(form.b) else form.a if view.fixed(form.a) else None
+
+
+def gemm_layers(view: View, form: Form = PLAIN) -> list[Layer]:
     (_, a_sum), (b_sum, _) = _gemm_axes(view)
-    a_is_weight = view.fixed(0) and not view.fixed(1)
-    x, w = (view.x(1, b_sum), view.x(0, a_sum)) if a_is_weight else (view.x(0, a_sum), view.x(1, b_sum))
-    weight = view.name(0) if a_is_weight else view.name(1) if view.fixed(1) else ""
-    out = view.y(0) if a_is_weight else view.y(1)
-    return [Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, (w, view.y(0), view.y(1)), weight)]
+    a, b, weight = view.x(form.a, a_sum), view.x(form.b, b_sum), _weight(view, form)
+    x, w, out = (b, a, view.y(0)) if weight == form.a else (a, b, view.y(1))
+    return [_layer(view, x, w, out, (w, view.y(0), view.y(1)), weight)]
 
 
-def matmul_ties(view: View) -> Iterator[Fact]:
+def _layer(view: View, x: Dim, w: Dim, out: Dim, dims: tuple[Dim, ...], weight: int | None) -> Layer:
+    """A product with a weight, or of two activations."""
+    summed, other, name = (None, w, "") if weight is None else (w, None, view.name(weight))
+    return Layer(view.index, view.label, view.op, x, summed, out, 1, dims, name, other)
+
+
+def matmul_ties(view: View, form: Form = PLAIN) -> Iterator[Fact]:
     """NumPy matmul: the last two axes multiply, the leading ones broadcast. Vectors (rank 1) are left to freeze."""
-    a, b, y = view.shape(0), view.shape(1), view.out_shape()
+    a, b, y = view.shape(form.a), view.shape(form.b), view.out_shape()
     if len(a) < 2 or len(b) < 2:
         return
-    yield from _contraction(view, view.x(0, -1), view.x(1, -2))
-    yield Tie(view.x(0, -2), view.y(-2))
-    yield Tie(view.x(1, -1), view.y(-1))
-    for i, shape in ((0, a), (1, b)):
+    yield from _contraction(view, view.x(form.a, -1), view.x(form.b, -2), form)
+    yield Tie(view.x(form.a, -2), view.y(-2))
+    yield Tie(view.x(form.b, -1), view.y(-1))
+    for i, shape in ((form.a, a), (form.b, b)):
         if view.fixed(i) and int(np.prod(shape[:-2])) > 1:
-            yield Freeze(view.x(i, -2 if i else -1), f"{view} has a weight of its own for every batch entry")
+            yield Freeze(view.x(i, -1 if i == form.a else -2), f"{view} has a weight of its own for every batch entry")
         for axis, size in enumerate(shape[:-2]):
             if size > 1:
                 yield Tie(view.x(i, axis), view.y(axis + len(y) - len(shape)))
 
 
-def matmul_layers(view: View) -> list[Layer]:
-    a, b, y = view.shape(0), view.shape(1), view.out_shape()
-    if len(a) < 2 or len(b) < 2:
+def matmul_layers(view: View, form: Form = PLAIN) -> list[Layer]:
+    if len(view.shape(form.a)) < 2 or len(view.shape(form.b)) < 2:
         return []
-    a_is_weight = view.fixed(0) and not view.fixed(1)
-    x, w = (view.x(1, -2), view.x(0, -1)) if a_is_weight else (view.x(0, -1), view.x(1, -2))
-    out = view.y(-2) if a_is_weight else view.y(-1)
-    weight = view.name(0) if a_is_weight else view.name(1) if view.fixed(1) else ""
-    dims = (w, *(view.y(axis) for axis in range(len(y))))
-    return [Layer(view.index, view.label, view.op, x, w if weight else None, out, 1, dims, weight)]
+    a, b, weight = view.x(form.a, -1), view.x(form.b, -2), _weight(view, form)
+    x, w, out = (b, a, view.y(-2)) if weight == form.a else (a, b, view.y(-1))
+    return [_layer(view, x, w, out, (w, *(view.y(axis) for axis in range(len(view.out_shape())))), weight)]
 
 
 RULES = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxprune.channels import Freeze, Index, Tie
-from onnxprune.rules.base import Edit, Fact, Reads, Resize, Rule, SetAttr, SetInput, View
+from onnxprune.rules.base import Become, Edit, Fact, Reads, Resize, Rule, SetAttr, SetInput, View
 from onnxprune.symbolic import python_slice, slice_bounds
 
 
@@ -24,10 +24,11 @@ def transpose(view: View) -> Iterator[Fact]:
             yield Tie(view.x(0, axis), view.y(out))
 
 
-def concat(view: View) -> Iterator[Fact]:
+def concat(view: View, inputs: Sequence[int] | None = None) -> Iterator[Fact]:
+    """The parts, all inputs unless told otherwise, one behind the other."""
     axis = view.attr("axis") % len(view.out_shape())
     start = 0
-    for i in range(view.count):
+    for i in range(view.count) if inputs is None else inputs:
         yield from _pass_axes(view, [axis], 0, i)
         size = view.shape(i)[axis]
         yield Tie(view.x(i, axis), view.y(axis), None, np.arange(start, start + size))
@@ -78,9 +79,16 @@ def slice_(view: View) -> Iterator[Fact]:
 
 
 def slice_fixup(view: View, resize: Resize) -> Iterator[Edit]:
-    """New bounds where an axis is cut. A step other than 1 has to fit the channels that stay, see `_bounds`."""
+    """New bounds where an axis is cut; a Gather where it was taken in strides, which the positions that stay may not be."""
     bounds = slice_bounds(view.net, view.index) or []
     if not any(resize.touches(view.x(0, axis)) for _, _, axis, _ in bounds):
+        return
+    if len(bounds) == 1 and abs(bounds[0][3]) > 1:
+        start, end, axis, step = bounds[0]
+        dim = view.x(0, axis)
+        taken = np.arange(resize.full(dim))[python_slice(start, end, step, resize.full(dim))]
+        kept = resize.kept(dim)
+        yield Become("Gather", (np.searchsorted(kept, taken[np.isin(taken, kept)]),), {"axis": axis})
         return
     starts, ends, axes, steps = [], [], [], []
     for start, end, axis, step in bounds:
@@ -105,8 +113,7 @@ def slice_fixup(view: View, resize: Resize) -> Iterator[Edit]:
 def _bounds(kept: Index, taken: Index, start: int, end: int, step: int) -> tuple[int, int, int]:
     """The slice that takes, of the positions `kept`, those in `taken`, in the same order.
 
-    Positions are taken in a row or in reverse order; a stride is kept only where nothing between its steps is (see
-    `sliceable`, which freezes what would not fit).
+    Positions are taken in a row or in reverse order.
     """
     where = np.flatnonzero(np.isin(kept, taken))
     if step < 0:
@@ -121,21 +128,17 @@ def _bounds(kept: Index, taken: Index, start: int, end: int, step: int) -> tuple
 
 
 def stride_facts(view: View) -> Iterator[Fact]:
-    """A Slice with a stride over channels would need a Gather after an uneven cut: those channels are frozen."""
+    """A stride over channels turns into a Gather, which has one axis only: a Slice of several axes freezes them."""
     yield from slice_(view)
-    for _, _, axis, step in slice_bounds(view.net, view.index) or []:
-        if abs(step) > 1 and view.shape(0)[axis] > 1:
-            yield Freeze(view.x(0, axis), f"{view} takes every {abs(step)}th position of it")
+    bounds = slice_bounds(view.net, view.index) or []
+    for _, _, axis, step in bounds:
+        if abs(step) > 1 and len(bounds) > 1 and view.shape(0)[axis] > 1:
+            yield Freeze(view.x(0, axis), f"{view} takes every {abs(step)}th position of it, and slices another axis too")
 
 
 def gather(view: View) -> Iterator[Fact]:
-    """GatherND with a column of indices [K, 1] is Gather along the first axis; anything finer is left to freeze."""
     axis = view.attr("axis", 0) % len(view.shape(0))
     index_rank = len(view.shape(1))
-    if view.op == "GatherND":
-        if view.attr("batch_dims", 0) or view.shape(1)[1:] != (1,):
-            return
-        index_rank = 1
     for i, size in enumerate(view.shape(0)):
         if i != axis and size > 1:
             yield Tie(view.x(0, i), view.y(i if i < axis else i + index_rank - 1))
@@ -143,7 +146,7 @@ def gather(view: View) -> Iterator[Fact]:
     if indices is None:
         yield Freeze(view.x(0, axis), f"{view} looks positions up at run time")
     elif index_rank == 1:
-        taken = np.where(indices < 0, indices + view.shape(0)[axis], indices).astype(np.int64).ravel()
+        taken = np.where(indices < 0, indices + view.shape(0)[axis], indices).astype(np.int64)
         yield Tie(view.x(0, axis), view.y(axis), taken, None)
 
 
@@ -156,7 +159,7 @@ def gather_fixup(view: View, resize: Resize) -> Iterator[Edit]:
     number = np.full(resize.full(dim), -1)
     number[resize.kept(dim)] = np.arange(resize.size(dim))
     moved = number[np.where(indices < 0, indices + resize.full(dim), indices)]
-    yield SetInput(1, moved[moved >= 0].astype(indices.dtype).reshape(-1, *indices.shape[1:]))
+    yield SetInput(1, moved[moved >= 0].astype(indices.dtype))
 
 
 def pad_amounts(view: View) -> list[tuple[int, int]] | None:
@@ -221,8 +224,9 @@ def depth_to_space(view: View) -> Iterator[Fact]:
         source = labels.reshape(b * b, made).T
     elif view.op == "DepthToSpace":
         source = labels.reshape(made, b * b)
-    else:  # SpaceToDepth: output channel k = offset * C + c
-        yield Tie(view.x(0, 1), view.y(1), np.tile(labels, b * b), None)
+    else:  # SpaceToDepth: output channel k = offset * C + c, or c * b^2 + offset (mode CRD, since opset 28)
+        crd = view.attr("mode", "DCR") == "CRD"
+        yield Tie(view.x(0, 1), view.y(1), np.repeat(labels, b * b) if crd else np.tile(labels, b * b), None)
         return
     yield Tie(view.x(0, 1), view.y(1), source.ravel(), np.repeat(np.arange(made), b * b))
 
@@ -233,7 +237,6 @@ RULES = {
     "Split": Rule(split, split_fixup),
     "Slice": Rule(stride_facts, slice_fixup),
     "Gather": Rule(gather, gather_fixup),
-    "GatherND": Rule(gather, gather_fixup),
     "Pad": Rule(pad, pad_fixup),
     "Shape": Rule(shape_of),
     "Size": Rule(shape_of),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.channels import Freeze, Tie
-from onnxprune.rules.base import Edit, Fact, Resize, Rule, SetAttr, View
+from onnxprune.rules.base import Approximate, Edit, Fact, Resize, Rule, SetAttr, View
 
 POOLS = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool"]
 REDUCTIONS = [
@@ -77,16 +77,25 @@ def group_norm_fixup(view: View, resize: Resize) -> Iterator[Edit]:
         yield SetAttr("num_groups", resize.size(view.x(0, 1)) * view.attr("num_groups") // view.shape(0)[1])
 
 
-def pool(view: View) -> Iterator[Fact]:
+def pool(view: View, channels: int = 1) -> Iterator[Fact]:
     """Batch and channels pass through."""
-    for axis in (0, 1):
+    for axis in (0, channels):
         if view.shape(0)[axis] > 1:
             yield Tie(view.x(0, axis), view.y(axis))
 
 
 def max_pool(view: View) -> Iterator[Fact]:
+    """Indices count through the channels; only MaxUnpool, which counts alike, may read them."""
     yield from pool(view)
-    if len(view.node.outputs) > 1 and view.node.outputs[1].name:
+    if len(view.node.outputs) < 2 or not view.node.outputs[1].name:
+        return
+    name = str(view.node.outputs[1].name)
+    alone = name not in view.net.outputs and not any(name in c for c in view.net.captured)
+    if alone and all(position == 1 and view.net.nodes[i].op == "MaxUnpool" for i, position in view.net.uses.get(name, [])):
+        for axis in (0, 1):
+            if view.shape(0)[axis] > 1:
+                yield Tie(view.x(0, axis), view.y(axis, 1))
+    else:
         yield Freeze(view.x(0, 1), f"{view} also outputs indices, which count through the channels")
 
 
@@ -110,7 +119,7 @@ def reduction(view: View) -> Iterator[Fact]:
     out = 0
     for axis, size in enumerate(view.shape(0)):
         if axis in axes:
-            yield Freeze(view.x(0, axis), f"{view} sums over it without weights")
+            yield Approximate(view.x(0, axis), f"{view} sums over it without weights")
             out += keep
         else:
             if size > 1:
@@ -126,21 +135,45 @@ def softmax(view: View) -> Iterator[Fact]:
     return crossing(view, {first} if one else set(range(first, rank)), "normalises over it")
 
 
+def normalising(view: View, axes: set[int], what: str) -> Iterator[Fact]:
+    """Every axis passes through; along those in `axes` the positions that go would change the others."""
+    yield from same_axes(view, set())
+    for axis in sorted(axes):
+        yield Approximate(view.x(0, axis), f"{view} {what}")
+
+
 def lrn(view: View) -> Iterator[Fact]:
-    return crossing(view, {1}, "normalises over neighbouring channels")
+    return normalising(view, {1}, "normalises over neighbouring channels")
 
 
 def layer_norm(view: View) -> Iterator[Fact]:
-    """Scale and bias cover the normalised axes, which are frozen; the others pass through."""
+    """Mean and norm are taken over the axes from `axis` on; scale and bias follow those that they have."""
     rank = len(view.shape(0))
-    yield from crossing(view, set(range(view.attr("axis", -1) % rank, rank)), "sums over the channels")
+    yield from normalising(view, set(range(view.attr("axis", -1) % rank, rank)), "sums over the channels")
+    for i in (1, 2):
+        if view.has(i):
+            yield from trailing(view, i)
     if sum(bool(o.name) for o in view.node.outputs) > 1:
         for axis in range(rank):
             yield Freeze(view.x(0, axis), f"{view} also outputs its statistics")
 
 
+def trailing(view: View, i: int) -> Iterator[Fact]:
+    """Input `i` is broadcast against the last axes of the output."""
+    shape = view.shape(i)
+    for axis, size in enumerate(shape):
+        if size > 1:
+            yield Tie(view.y(axis - len(shape)), view.x(i, axis))
+
+
+def mean_variance_norm(view: View) -> Iterator[Fact]:
+    """Mean and variance over `axes`, by default all but the channels."""
+    rank = len(view.shape(0))
+    return normalising(view, {a % rank for a in view.attr("axes", [0, 2, 3])}, "sums over it")
+
+
 def lp_norm(view: View) -> Iterator[Fact]:
-    return crossing(view, {view.attr("axis", -1) % len(view.shape(0))}, "normalises over it")
+    return normalising(view, {view.attr("axis", -1) % len(view.shape(0))}, "normalises over it")
 
 
 def cum_sum(view: View) -> Iterator[Fact]:
@@ -163,5 +196,7 @@ RULES |= {
     "LayerNormalization": Rule(layer_norm),
     "RMSNormalization": Rule(layer_norm),
     "LpNormalization": Rule(lp_norm),
+    "MeanVarianceNormalization": Rule(mean_variance_norm),
     "CumSum": Rule(cum_sum),
+    "CumProd": Rule(cum_sum),
 }

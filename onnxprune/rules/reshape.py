@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels import Dim, Freeze, Index, Tie
 from onnxprune.graph import Network
@@ -14,7 +16,16 @@ from onnxprune.symbolic import MOVES, Const, Size, Unknown
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
-SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
+SHAPE_OPERANDS = {
+    "AffineGrid": 1,
+    "CenterCropPad": 1,
+    "ConstantOfShape": 0,
+    "Expand": 1,
+    "MaxUnpool": 2,
+    "Reshape": 1,
+    "Resize": 3,
+}
+MEASURED = ("ConstantOfShape", "Expand", "Reshape", "Resize")  # entry k is the size of one output axis
 MAX_BLOCK = 1 << 24  # positions; a block of merged axes larger than this is frozen rather than enumerated
 
 
@@ -56,12 +67,24 @@ def pairs(before: Sequence[int], a: int, after: Sequence[int], b: int) -> tuple[
     return code // after[b], code % after[b]
 
 
-def _units(ia: Index, ib: Index, n: int, m: int) -> int:
-    """How many independent channels a tie of these pairs leaves: equal-sized runs make this a matter of counting."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+def units(before: Sequence[int], a: int, after: Sequence[int], b: int) -> int:
+    """How many channels the `pairs` of these axes leave, without enumerating them.
 
-    graph = coo_matrix((np.ones(len(ia), np.int8), (ia, ib + n)), shape=(n + m, n + m))
+    While the axis of the larger stride stands at one position, the other runs through a row of neighbours: what counts is
+    which neighbours are ever in one row, and which rows belong to one position.
+    """
+    axes = [(int(np.prod(before[a + 1 :])), before[a]), (int(np.prod(after[b + 1 :])), after[b])]
+    (fine, n), (coarse, m) = sorted(axes)
+    period = min(int(np.prod(before)), math.lcm(fine * n, coarse * m))
+    rows = np.arange(period // coarse)
+    first = rows * coarse // fine
+    more = np.minimum(((rows + 1) * coarse - 1) // fine - first, n)  # neighbours in the row after the first
+    change = np.bincount(first % n, minlength=2 * n + 1) - np.bincount(first % n + more, minlength=2 * n + 1)
+    joined = np.cumsum(change)[: 2 * n].reshape(2, n).sum(axis=0) > 0  # whether position j ever shares a row with j + 1
+    segment = np.concatenate([[0], np.cumsum(~joined[:-1])])
+    if joined[-1]:
+        segment %= max(1, segment[-1])  # the last position's neighbour is the first
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows % m, m + segment[first % n])), shape=[m + segment.max() + 1] * 2)
     return int(connected_components(graph, directed=False)[0])
 
 
@@ -79,18 +102,14 @@ def reshape_ties(view: View) -> Iterator[Fact]:
         size = int(np.prod([before[i] for i in left]))
         if size > MAX_BLOCK:
             continue
-        found: list[tuple[int, Tie]] = []
-        for a in (axis for axis in left if axis in live):
-            for b in right:
-                small_before, small_after = [before[i] for i in left], [after[i] for i in right]
-                ia, ib = pairs(small_before, left.index(a), small_after, right.index(b))
-                units = _units(ia, ib, before[a], after[b])
-                if units > 1:
-                    found.append((units, Tie(view.x(0, a), view.y(b), ia, ib)))
-        found.sort(key=lambda way: -way[0])
-        if found:
-            yield Ways(len(found))
-            yield found[view.way % len(found)][1]
+        merged, split = [before[i] for i in left], [after[i] for i in right]
+        choices = [(i, k) for i, axis in enumerate(left) if axis in live for k in range(len(right))]
+        counts = {(i, k): units(merged, i, split, k) for i, k in choices}
+        ways = sorted((way for way in choices if counts[way] > 1), key=lambda way: -counts[way])
+        if ways:
+            yield Ways(len(ways))
+            i, k = ways[view.way % len(ways)]
+            yield Tie(view.x(0, left[i]), view.y(right[k]), *pairs(merged, i, split, k))
 
 
 # --------------------------------------------------------------------------------- shape operands that count channels
@@ -107,11 +126,11 @@ def _meant(view: View, entry: Const) -> list[Dim] | None:
         here = [isinstance(e, Const) and (e.source, e.use) == (entry.source, entry.use) for e in view.symbols.of(name) or []]
         if not any(here):
             continue
-        if name in net.outputs or name in net.inside:
+        if name in net.read_elsewhere:
             return None
         for index, position in net.uses.get(name, []):
             node, out = net.nodes[index], net.nodes[index].outputs[0].name
-            if SHAPE_OPERANDS.get(node.op) == position and not node.domain and out in net.shapes:
+            if node.op in MEASURED and SHAPE_OPERANDS[node.op] == position and not node.domain and out in net.shapes:
                 found += [Dim(out, axis) for axis, hit in zip(_measured(net, index), here, strict=True) if hit]
             elif node.op in MOVES and (position == 0 or node.op == "Concat") and out in view.symbols.entries:
                 names.append(out)
@@ -254,11 +273,58 @@ def _resized_axes(view: View) -> list[int]:
     return [a % rank for a in view.attr("axes", range(rank))]
 
 
+def _scale(view: View, axis: int) -> float | None:
+    """By what an axis is scaled; None when that is computed at run time."""
+    if axis not in _resized_axes(view):
+        return 1.0
+    place = _resized_axes(view).index(axis)
+    if "scales" in view.node.attrs:
+        return float(view.attr("scales")[place])
+    position = 1 if view.count < 3 else 2
+    if view.has(position) and view.shape(position) != (0,):
+        return _number(view.net, view.name(position), place)
+    return view.out_shape()[axis] / view.shape(0)[axis]
+
+
+def _number(net: Network, name: str, place: int) -> float | None:
+    """An entry of a vector that is constant, or joined of parts of which that one is constant, cast or not."""
+    value = net.array(name) if name in net.fixed else None
+    if value is not None:
+        return float(value.ravel()[place])
+    maker = net.nodes[net.producer[name]] if name in net.producer else None
+    if maker is not None and maker.op in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+        return _number(net, maker.inputs[0].name, place)
+    if maker is None or maker.op != "Concat":
+        return None
+    for part in maker.inputs:
+        length = net.shapes[part.name][0]
+        if place < length:
+            return _number(net, part.name, place)
+        place -= length
+    return None
+
+
+def _whole(view: View, axis: int) -> bool:
+    """Whether an axis comes out as it went in: neither scaled nor cropped, whatever the other axes do."""
+    if _scale(view, axis) != 1.0 or view.out_shape()[axis] != view.shape(0)[axis]:
+        return False
+    if axis not in _resized_axes(view):
+        return True
+    if view.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        region = view.value(1) if view.has(1) else None
+        place, count = _resized_axes(view).index(axis), len(_resized_axes(view))
+        return region is not None and float(region[place]) == 0.0 and float(region[count + place]) == 1.0
+    return not view.has(3) or view.attr("keep_aspect_ratio_policy", "stretch") == "stretch"
+
+
 def interpolate(view: View) -> Iterator[Fact]:
-    """Axes whose size stays pass through; the others are interpolated."""
+    """Axes that are not scaled pass through; the others are interpolated."""
     for axis, size in enumerate(view.shape(0)):
-        if size > 1 and view.out_shape()[axis] == size:
+        if size > 1 and _whole(view, axis):
             yield Tie(view.x(0, axis), view.y(axis))
+        elif view.out_shape()[axis] == size:
+            why = "computes its scales at run time" if _scale(view, axis) is None else "does not keep its positions"
+            yield Freeze(view.x(0, axis), f"{view} {why}")
     if (position := _sizes_input(view)) is not None:
         yield from operand_facts(view, position, _resized_axes(view))
 
