@@ -49,7 +49,12 @@ class Arith:
     b: Entry
 
 
-Entry: TypeAlias = Const | Size | Arith
+@dataclass(frozen=True)
+class Unknown:
+    """A number that cannot be traced, beside others that can, e.g. a height scaled in floating point."""
+
+
+Entry: TypeAlias = Const | Size | Arith | Unknown
 
 
 def _leaves_integers(node: onnx.NodeProto) -> bool:
@@ -77,7 +82,9 @@ MOVES = {"Identity", "Cast", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Flatt
 
 
 def evaluate(entry: Entry, size: Callable[[Dim], int]) -> int:
-    """The entry's value when axis `d` has `size(d)` elements."""
+    """The entry's value when axis `d` has `size(d)` elements. ValueError for what is not known."""
+    if isinstance(entry, Unknown):
+        raise ValueError("an unknown number has no value")
     if isinstance(entry, Const):
         return entry.value
     if isinstance(entry, Size):
@@ -92,6 +99,12 @@ def sizes(entry: Entry) -> Iterator[Dim]:
     elif isinstance(entry, Arith):
         yield from sizes(entry.a)
         yield from sizes(entry.b)
+
+
+def _combined(op: str, a: Entry, b: Entry) -> Entry:
+    if isinstance(a, Unknown) or isinstance(b, Unknown):
+        return Unknown()
+    return Const(_ARITH[op](a.value, b.value)) if isinstance(a, Const) and isinstance(b, Const) else Arith(op, a, b)
 
 
 def _operations(entry: Entry) -> int:
@@ -126,6 +139,10 @@ class Symbols:
         if name in self.net.initializers:
             return ()
         return tuple(dict.fromkeys(d for entry in self.entries.get(name, []) for d in sizes(entry)))
+
+    def partly(self, name: str) -> bool:
+        """Whether some entries of a traced tensor are unknown."""
+        return any(isinstance(entry, Unknown) for entry in self.entries.get(name, []))
 
     def number(self, name: str) -> Array:
         """The value of a traced tensor in the probe run."""
@@ -180,10 +197,7 @@ class Symbols:
             return None
         n = max(len(left), len(right))
         left, right = left * (n // len(left)), right * (n // len(right))
-        made: list[Entry] = [
-            Const(_ARITH[op](x.value, y.value)) if isinstance(x, Const) and isinstance(y, Const) else Arith(op, x, y)
-            for x, y in zip(left, right, strict=True)
-        ]
+        made = [_combined(op, x, y) for x, y in zip(left, right, strict=True)]
         return made if all(_operations(e) <= MAX_OPERATIONS for e in made) else None
 
     def _move(self, index: int) -> list[Entry] | None:
@@ -193,8 +207,8 @@ class Symbols:
         pool: list[Entry] = []
         arrays = []
         for position, tensor in enumerate(operands):
-            found = self.of(tensor.name)
             shape = self.net.shapes.get(tensor.name)
+            found = self._entries(tensor.name) if node.op == "Concat" else self.of(tensor.name)
             if found is None or shape is None:
                 return None
             arrays.append(np.arange(len(pool), len(pool) + len(found)).reshape(shape))
@@ -203,6 +217,13 @@ class Symbols:
         if moved is None or moved.size != int(np.prod(self.net.shapes.get(node.outputs[0].name, (-1,)))):
             return None  # an Expand that repeats, or a shape that the probe did not see
         return [pool[int(k)] for k in moved.ravel()] if moved.size <= MAX_ENTRIES else None
+
+    def _entries(self, name: str) -> list[Entry] | None:
+        """The entries of an operand of Concat: what is not known of one does not spoil what is known of the others."""
+        value = self.net.values.get(name)
+        if (found := self.of(name)) is None and value is not None and value.dtype.kind == "i" and value.size <= MAX_ENTRIES:
+            return [Unknown()] * value.size
+        return found
 
     def _run(self, index: int, arrays: list[Array]) -> Array | None:
         node = self.net.nodes[index]

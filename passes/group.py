@@ -141,8 +141,9 @@ class _Analysis:
             self.forks[index] = ties
         why = f"{view} mixes its positions" if known else self._unknown(view)
         self._freeze_unmentioned(view, mentioned, why)
+        origin = self._origin(view) if known else why
         for name in node.output:
-            self.origin.setdefault(name, why if not known else f"{view} makes it from no channels")
+            self.origin.setdefault(name, origin)
         self._pin_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
 
     def _freeze_numbered(self, view: View, ties: list[Tie]) -> None:
@@ -204,6 +205,15 @@ class _Analysis:
         if (domain, node.op_type) in REASONS and (domain, node.op_type) not in self.rules:
             return f"{view} {REASONS[domain, node.op_type]}"
         return f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
+
+    def _origin(self, view: View) -> str:
+        """Why no channels lie on an axis that a known operator makes: as none lie on what it reads, or it is the first."""
+        for tensor in view.node.inputs:
+            if tensor.name in self.origin and tensor.name not in self.net.fixed:
+                if any(self.is_live(Dim(tensor.name, axis)) for axis in range(len(self.net.shapes.get(tensor.name, ())))):
+                    break
+                return self.origin[tensor.name]
+        return f"{view} makes it from no channels"
 
     def _has_shapes(self, view: View) -> bool:
         """Whether the shapes of all tensors are known; sequences of tensors have none."""
@@ -267,6 +277,8 @@ class _Analysis:
                 continue
             if handed_out(self.net.model.graph.node[view.index], position):
                 self.unmentioned.extend(Freeze(d, f"{view} hands out its size") for d in dims)
+            elif self.symbols.partly(tensor.name):
+                self.unmentioned.extend(Freeze(d, f"{view} computes with its size", remedy=UNSTEADY) for d in dims)
             else:
                 self.pins.append(Pin(view.index, position, dims, self.symbols.number(tensor.name)))
         for name in self.net.captured[view.index]:

@@ -35,6 +35,38 @@ def constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def lists(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Vectors are Constant nodes that hold a bare list of numbers, as onnxscript writes them."""
+    keys = {onnx.TensorProto.FLOAT: "value_floats", onnx.TensorProto.INT64: "value_ints"}
+    vectors = [t for t in model.graph.initializer if len(t.dims) == 1 and t.data_type in keys]
+    made = [
+        helper.make_node("Constant", [], [t.name], **{keys[t.data_type]: numpy_helper.to_array(t).tolist()}) for t in vectors
+    ]
+    copy = with_nodes(model, [*made, *model.graph.node])
+    gone = {t.name for t in vectors}
+    rest = [t for t in model.graph.initializer if t.name not in gone]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(rest)
+    return copy
+
+
+def merged(model: onnx.ModelProto, identity: bool = False) -> onnx.ModelProto:
+    """Of equal initializers the first alone is kept; identity: the others are Identities of it (torch 1.11 and later)."""
+    first: dict[tuple[tuple[int, ...], bytes], str] = {}
+    owner = {
+        t.name: first.setdefault((tuple(t.dims), numpy_helper.to_array(t).tobytes()), t.name) for t in model.graph.initializer
+    }
+    copies = [helper.make_node("Identity", [to], [name]) for name, to in owner.items() if name != to] if identity else []
+    copy = with_nodes(model, [*copies, *model.graph.node])
+    rest = [t for t in model.graph.initializer if owner[t.name] == t.name]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(rest)
+    if not identity:
+        for node in copy.graph.node:
+            node.input[:] = [owner.get(name, name) for name in node.input]
+    return copy
+
+
 def identities(model: onnx.ModelProto, length: int = 3) -> onnx.ModelProto:
     """Every floating-point weight is read through a chain of Identity nodes."""
     chains, last = [], {}

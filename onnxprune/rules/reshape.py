@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from onnxprune.channels import Dim, Freeze, Index, Tie
 from onnxprune.graph import Network
 from onnxprune.rules.base import Edit, Fact, Fresh, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View, Ways, splittable
-from onnxprune.symbolic import MOVES, Const, Size
+from onnxprune.symbolic import MOVES, Const, Size, Unknown
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
@@ -163,7 +163,7 @@ def operand_facts(view: View, position: int, axes: Sequence[int]) -> Iterator[Fa
                 if meant is None:
                     yield Freeze(view.y(axis), f"{view} takes its size from a constant that other nodes use too")
                 yield from (MustEqual(view.y(axis), Size(dim)) for dim in meant or [])
-        elif entry is None:
+        elif entry is None or isinstance(entry, Unknown):
             yield Freeze(view.y(axis), f"{view} computes its size at run time")
         else:
             yield MustEqual(view.y(axis), entry)
