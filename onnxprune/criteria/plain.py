@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
 
+BLOCK = 1 << 24  # weights that are scored at a time
+
 
 class _WeightCriterion:
     """Scores from the producers' weights: one number per filter, added up over the producers of a group."""
@@ -23,6 +25,7 @@ class _WeightCriterion:
     needs_data = False
     combine: Literal["max", "mean"] = "mean"
     provable = False
+    joint = False  # whether a filter's score depends on the others
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -42,7 +45,8 @@ class _WeightCriterion:
         total = np.zeros(group.size)
         for slot in group.slots:
             if slot.dim in makers:
-                total += self.filters(_filters(group, slot, makers[slot.dim]))
+                for channels, filters in _filters(group, slot, makers[slot.dim], None if self.joint else BLOCK):
+                    total[channels] += self.filters(filters)
         return total
 
     def filters(self, filters: Array) -> Array:
@@ -64,11 +68,17 @@ def _makers(groups: Groups) -> dict[Dim, Array]:
     return found
 
 
-def _filters(group: ChannelGroup, slot: Slot, weight: Array) -> Array:
-    """The weights that make each channel, [channels, n], where `slot` is an axis of `weight`."""
-    rows = np.moveaxis(weight, slot.dim.axis, 0)[slot.positions].astype(np.float64).reshape(len(slot.positions), -1)
-    order = np.argsort(slot.channels, kind="stable")
-    return rows[order].reshape(group.size, -1)
+def _filters(group: ChannelGroup, slot: Slot, weight: Array, most: int | None) -> Iterator[tuple[slice, Array]]:
+    """(some channels, the weights that make each of them [channels, n]), where `slot` is an axis of `weight`.
+
+    most: weights at a time, all by default, so that no whole copy is made of a large tensor.
+    """
+    by_position = np.moveaxis(weight, slot.dim.axis, 0)
+    positions = slot.positions[np.argsort(slot.channels, kind="stable")].reshape(group.size, -1)
+    step = group.size if most is None else max(1, most * group.size // max(1, weight.size))
+    for start in range(0, group.size, step):
+        part = positions[start : start + step]
+        yield slice(start, start + len(part)), by_position[part.ravel()].astype(np.float64).reshape(len(part), -1)
 
 
 def _reads(layer: Layer, dim: Dim) -> bool:
@@ -98,6 +108,7 @@ class FPGM(_WeightCriterion):
     """Sum of distances to the other filters: those near the geometric median are redundant (He et al. 2019, 1811.00250)."""
 
     name = "fpgm"
+    joint = True
 
     def filters(self, filters: Array) -> Array:
         square = (filters**2).sum(axis=1)
