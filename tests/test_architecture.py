@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
 LAYERS = [
     {"errors"},
-    {"channels", "theory"},
-    {"control"},
+    {"channels", "theory", "weights"},
+    {"control", "wire"},
     {"inline"},
-    {"graph", "plan"},
+    {"files", "graph", "plan"},
     {"explore"},
     {"runtime", "symbolic", "data"},
     {"rules", "edit", "roles", "rounding", "silence"},

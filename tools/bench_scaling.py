@@ -35,7 +35,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import graph, runtime
+from onnxprune import files, runtime
 from onnxprune.budget import Budget
 from onnxprune.criteria.plain import PLAIN
 from onnxprune.groups import Accounting
@@ -243,7 +243,7 @@ class Clock:
 def steps(path: Path, clock: Clock, macs: float) -> None:
     """Runs every step on one file."""
     with clock.step("load"):
-        model = graph.load(path)
+        model = files.load(path)
     with clock.step("probe"):
         net = runtime.probe(model)
     with clock.step("IR"):
@@ -305,7 +305,7 @@ def table(counts: list[int], rows: list[dict[str, float]]) -> Iterator[str]:
 
 
 def report(title: str, paths: list[Path], args: argparse.Namespace) -> None:
-    counts = [len(graph.load(p).graph.node) for p in paths]
+    counts = [len(files.load(p).graph.node) for p in paths]
     profile = cProfile.Profile() if args.profile else None
     rows = [totals(r) for r in measure(paths, args.repeats, args.macs, profile)]
     print(f"\n{title}, seconds (median of {args.repeats})\n", *table(counts, rows), sep="\n", flush=True)
@@ -329,7 +329,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{kind}{n}.onnx" for n in args.nodes]
             for path, n in zip(paths, args.nodes, strict=True):
-                graph.save(network(kind, n), path)
+                files.save(network(kind, n), path)
             report(kind, paths, args)
 
 
