@@ -30,8 +30,8 @@ LARGE = 1 << 30  # bytes; a model with more of them in tensors keeps these in fi
 SMALL = 1 << 16  # bytes; smaller tensors of a large model are read nevertheless, as shape inference needs small constants
 _CHUNK = 1 << 24
 _STAMP = "onnxprune.stamp"
-# Types of which several values share a byte.
-_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
+# Types that NumPy does not have, by what their names begin with; those below eight bits share bytes.
+_BITS = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4, "FLOAT4": 4, "FLOAT6": 6, "FLOAT8": 8, "BFLOAT16": 16}
 _KINDS = {number: name for name, number in TensorProto.DataType.items()}
 
 
@@ -138,7 +138,7 @@ def nbytes(tensor: TensorProto) -> int | None:
     count, name = prod(tensor.dims), _KINDS.get(tensor.data_type, "UNDEFINED")
     if name in ("UNDEFINED", "STRING"):
         return None
-    bits = _BITS.get(name) or 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    bits = _BITS.get(name.split("E")[0]) or 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     return int(-(-count * bits // 8))
 
 

@@ -398,9 +398,6 @@ def broken(how: str, path: Path) -> None:
     elif how == "folder":
         data.unlink()
         data.mkdir()
-    elif how == "link":
-        data.rename(path.with_name("real"))
-        data.symlink_to(path.with_name("real"))
     else:
         changes: dict[str, dict[str, Any]] = {
             "beyond": {"offset": 10**9},
@@ -423,7 +420,6 @@ def broken(how: str, path: Path) -> None:
         "short": "bytes, but tensor 'fc.b' is at",
         "empty": f"'{LOCATION}' has 0 bytes, but tensor",
         "folder": LOCATION,
-        "link": "symbolic link",
         "beyond": "but tensor 'w3' is at 1000000000 to",
         "negative": "but tensor 'w3' is at -4 to",
         "length": "tensor 'w3' takes",
