@@ -157,6 +157,54 @@ def test_half_precision(here: Path, large: None) -> None:
     assert kinds == {TensorProto.FLOAT16} and np.isfinite(answer(here / "out.onnx", small.images(2, dtype=np.float16))).all()
 
 
+def branches() -> onnx.ModelProto:
+    """Layers in both branches of an If, whose weights are in the branches; one weight is read from inside and outside."""
+    rng = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> TensorProto:
+        return numpy_helper.from_array(rng.standard_normal((*shape, 1, 1)).astype(np.float32), name)
+
+    def body(tag: str) -> onnx.GraphProto:
+        nodes = [
+            helper.make_node("Conv", ["a", f"v{tag}"], [f"p{tag}"], f"first{tag}"),
+            helper.make_node("Relu", [f"p{tag}"], [f"q{tag}"]),
+            helper.make_node("Conv", [f"q{tag}", f"u{tag}"], [f"s{tag}"], f"second{tag}"),
+            helper.make_node("Conv", [f"s{tag}", "shared"], [f"o{tag}"], f"third{tag}"),
+        ]
+        out = helper.make_tensor_value_info(f"o{tag}", 1, None)
+        return helper.make_graph(nodes, tag, [], [out], [weight(f"v{tag}", 12, 8), weight(f"u{tag}", 8, 12)])
+
+    nodes = [
+        helper.make_node("Conv", ["x", "wa"], ["a0"], "stem"),
+        helper.make_node("Conv", ["a0", "shared"], ["a"], "outside"),
+        helper.make_node("If", ["c"], ["b"], "if", then_branch=body("t"), else_branch=body("e")),
+        helper.make_node("Conv", ["b", "wl"], ["scores"], "last"),
+    ]
+    value = helper.make_tensor_value_info
+    ends = [value("x", 1, [1, 3, 8, 8]), value("c", TensorProto.BOOL, [])], [value("scores", 1, [1, 4, 8, 8])]
+    weights_outside = [weight("wa", 8, 3), weight("shared", 8, 8), weight("wl", 4, 8)]
+    graph = helper.make_graph(nodes, "branches", *ends, weights_outside)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_weights_in_branches(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stored("one_file", here, branches())
+    usual = onnxprune.prune(path, budget={"macs": 0.6}, method="l2")
+    monkeypatch.setattr(weights, "LARGE", 0)
+    monkeypatch.setattr(weights, "SMALL", 60)
+    found = onnxprune.prune(path, budget={"macs": 0.6}, method="l2")
+    assert len(weights.references(found.model)) == 7
+    assert {g["id"] for g in found.report["groups"] if g["removed"]} > {"firstt", "firste"}
+    assert found.report["digests"] == usual.report["digests"]
+    for name, result in (("usual", usual), ("large", found)):
+        result.save(here / f"{name}.onnx")
+        assert wire.digest(files.load(here / f"{name}.onnx")) == usual.report["digests"]["pruned"]
+    for c in (True, False):
+        x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+        sessions = [ort.InferenceSession(here / f"{n}.onnx", providers=["CPUExecutionProvider"]) for n in ("usual", "large")]
+        assert np.array_equal(*(s.run(None, {"x": x, "c": np.array(c)})[0] for s in sessions))
+
+
 @pytest.mark.parametrize("budget", ["macs", "bytes"])
 def test_calibrated_methods_and_byte_budgets(here: Path, monkeypatch: pytest.MonkeyPatch, budget: str) -> None:
     path = stored("one_file", here, small.residual())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
 
 BLOCK = 1 << 24  # weights that are scored at a time
+Makers: TypeAlias = Mapping[Dim, Callable[[], Array]]
 
 
 class _WeightCriterion:
@@ -40,12 +42,12 @@ class _WeightCriterion:
         makers = _makers(groups)
         return [LayerScore("", g.id, self.score(g, makers)) for g in groups.prunable]
 
-    def score(self, group: ChannelGroup, makers: Mapping[Dim, Array]) -> Array:
+    def score(self, group: ChannelGroup, makers: Makers) -> Array:
         """Scores of the group's channels [size]. makers: the weights that make channels, by the axis that these lie on."""
         total = np.zeros(group.size)
         for slot in group.slots:
             if slot.dim in makers:
-                for channels, filters in _filters(group, slot, makers[slot.dim], None if self.joint else BLOCK):
+                for channels, filters in _filters(group, slot, makers[slot.dim](), None if self.joint else BLOCK):
                     total[channels] += self.filters(filters)
         return total
 
@@ -54,8 +56,8 @@ class _WeightCriterion:
         raise NotImplementedError
 
 
-def _makers(groups: Groups) -> dict[Dim, Array]:
-    """The axes of weights that no layer sums over, where the prunable groups lie; for each, the weight it belongs to."""
+def _makers(groups: Groups) -> Makers:
+    """The axes of weights that no layer sums over, where the prunable groups lie; for each, what gives its weight."""
     weights = weight_values(groups.net, groups.layers)
     readers: dict[str, list[Layer]] = {}
     for layer in weights:
@@ -64,7 +66,7 @@ def _makers(groups: Groups) -> dict[Dim, Array]:
     for dim in dict.fromkeys(slot.dim for g in groups.prunable for slot in g.slots):
         made_by = [layer for layer in readers.get(dim.tensor, ()) if _reads(layer, dim)]
         if made_by and groups.roles.get(dim) != "consumer" and all(layer.w != dim for layer in made_by):
-            found[dim] = weights[made_by[0]]
+            found[dim] = partial(weights.__getitem__, made_by[0])
     return found
 
 
@@ -144,7 +146,7 @@ class Random(_WeightCriterion):
     def options(self) -> Mapping[str, Any]:
         return {"seed": self._seed}
 
-    def score(self, group: ChannelGroup, makers: Mapping[Dim, Array]) -> Array:
+    def score(self, group: ChannelGroup, makers: Makers) -> Array:
         rng = np.random.default_rng([self._seed, zlib.crc32(group.id.encode())])
         return rng.random(group.size)
 
