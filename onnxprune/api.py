@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,28 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a pruning yields. `model` is the pruned ModelProto; `report` and `certificate` are JSON-ready.
+    """What a pruning yields. `report` and `certificate` are JSON-ready.
 
-    The big tensors of a model of more than 1 GiB are not in `model`, which then refers to the source's files and to
-    temporary ones: external data with absolute paths, for as long as this result lives. `save` writes such a model whole,
-    `prune` and `load` take it; `onnx.save` would only write the references.
+    stored: the pruned model, of which large tensors may be references into the files of the original and temporary ones,
+    which last as long as this. `save` writes it whole, and `model` is it as a ModelProto.
     """
 
-    model: onnx.ModelProto
+    stored: onnx.ModelProto
     plan: Plan
     report: dict[str, Any]
     certificate: dict[str, Any] | None
     external_data: bool = False
     sources: tuple[Path, ...] = ()
     scratches: tuple[weights.Scratch, ...] = ()
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model, with its weights unless they are more than 1 GiB.
+
+        Those of a larger one are external data with absolute paths, for as long as this result lives: `prune` and `load`
+        take such a model, but `onnx.save` would write no more than the references.
+        """
+        return weights.whole(self.stored)
 
     def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, *, force: bool = False) -> None:
         """Writes the model and, beside it or at `report`, the report; each whole or not at all.
@@ -63,7 +72,7 @@ class Result:
         targets = outputs(Path(path), where, external=self.external_data)
         files.apart(targets, self.sources)
         files.writable(*targets, force=force)
-        files.save(self.model, path, external=self.external_data)
+        files.save(self.stored, path, external=self.external_data)
         with files.whole_file(where) as temporary:
             temporary.write_text(json.dumps(self.report, indent=1) + "\n")
 
@@ -170,9 +179,15 @@ def calibrate(
 def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options: Any) -> tuple[Imported, onnx.ModelProto]:
     """(the imported model, the pruned model) of a plan made elsewhere, oracle included. options: those about the model.
 
-    The weights of a pruned model of more than 1 GiB last as long as the imported one, see `Result`.
+    The weights of a pruned model of more than 1 GiB last as long as the imported one, see `Result.model`.
     Raises PlanError when the plan is for another model, ValidationError when the result is not fit to be used.
     """
+    imported, pruned = applied(model, plan, **options)
+    return imported, weights.whole(pruned)
+
+
+def applied(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options: Any) -> tuple[Imported, onnx.ModelProto]:
+    """`apply`, but the large tensors of the pruned model may be references."""
     settings = Options(**options)
     imported = _load(model, None, settings)
     if plan.model_digest and plan.model_digest != imported.groups.net.digest:
@@ -209,7 +224,8 @@ def verify(
     if report is not None and report.get("approximate"):
         settings = replace(settings, allow_approximate=True)
     imported, split = _import(original, data, None, settings)
-    smaller = files.load(pruned)
+    scratch = weights.Scratch()
+    smaller = weights.lean(files.load(pruned), scratch)
     exact = masked = None
     if report is not None:
         build.check_digests(report, imported.groups.net.digest, wire.digest(smaller))

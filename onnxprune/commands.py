@@ -168,7 +168,7 @@ def apply(args: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         hint = "plans are made by `onnxprune prune --save-plan`"
         raise OptionError(f"cannot read the plan {args.plan}: {_reason(error)}", hint=hint) from None
-    imported, pruned = api.apply(args.model, Plan.from_json(text), **_about_model(args))
+    imported, pruned = api.applied(args.model, Plan.from_json(text), **_about_model(args))
     files.save(pruned, out, external=imported.external)
     _console(args).print(f"written: [bold]{escape(str(out))}[/]")
 

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -111,20 +110,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool = False) -> None:
     """Writes the model whole or not at all; with `external`, big tensors go into PATH.data beside it, one after another.
 
+    These are initializers, and the values of Constant nodes only where the file would be large with them.
     Raises OutputError when that fails, or would replace a file that the model's own weights are in.
     """
     path = Path(path)
     data = data_file(path)
     sources = {weights.place(t).path for t in weights.references(model)}
     apart([path, data] if external else [path], sources)
-    if not external:
+    copy = onnx.ModelProto()
+    if external:
+        copy.CopyFrom(model)
+    if not (moving := _movable(copy)):
         with whole_file(path) as temporary:
             wire.write(model, temporary)
         return
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     with whole_file(path) as temporary, whole_file(data) as blob:  # the data are in place before the model that needs them
-        _externalise(copy, blob, data.name)
+        _move(moving, blob, data.name)
+        weights.settle(copy)
         temporary.write_bytes(copy.SerializeToString(deterministic=True))
 
 
@@ -138,22 +140,19 @@ def apart(targets: Iterable[Path], sources: Iterable[Path], model: Path | None =
                 raise OutputError(f"{target} is {what}", hint="onnxprune never overwrites its input: choose another name")
 
 
-def _externalise(model: onnx.ModelProto, blob: Path, location: str) -> None:
-    """Moves the initializers' values to `blob`; those of Constant nodes too, where the file would be large with them."""
+def _movable(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     others = [t for node in model.graph.node for t in weights.tensors(node)]
+    large = sum(weights.length(t) for t in others) > weights.HELD
+    return [t for t in [*model.graph.initializer, *(others if large else [])] if weights.length(t) >= EXTERNAL_THRESHOLD]
+
+
+def _move(tensors: Iterable[onnx.TensorProto], blob: Path, location: str) -> None:
+    offset = 0
     with blob.open("wb") as out:
-        offset = _move(model.graph.initializer, out, 0, location)
-        if sum(weights.length(t) for t in others) > weights.LARGE:
-            _move(others, out, offset, location)
-    weights.settle(model)
-
-
-def _move(tensors: Iterable[onnx.TensorProto], out: BinaryIO, offset: int, location: str) -> int:
-    for tensor in tensors:
-        if (length := weights.length(tensor)) >= EXTERNAL_THRESHOLD:
+        for tensor in tensors:
             pad = -offset % 4096  # aligned, so that a runtime can map the file
+            length = weights.length(tensor)
             out.write(b"\0" * pad)
             out.writelines(weights.values(tensor))
             weights.point(tensor, location, offset + pad, length)
             offset += pad + length
-    return offset

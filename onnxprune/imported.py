@@ -25,6 +25,7 @@ from onnxprune.passes.group import group
 class Imported:
     """A model after the `load` and `group` passes, with its size.
 
+    model: as the file has it, simplified; the tensors of a large one stay in their files, see `weights`.
     external: whether its weights are, or have to be, in a file of their own. sources: the files that it was read from.
     scratches: the temporary files that a large model, and what is cut from it, refer to.
     """

@@ -26,8 +26,10 @@ from onnxprune.errors import ModelError, OutputError
 
 Array = np.ndarray[Any, Any]
 
-LARGE = 1 << 30  # bytes; a model with more of them in tensors keeps these in files
+LARGE = 64 << 20  # bytes; a model with more of them in tensors keeps these in files
+HELD = 1 << 30  # bytes; and one with more than this is never held in memory
 SMALL = 1 << 16  # bytes; smaller tensors of a large model are read nevertheless, as shape inference needs small constants
+COPIES = 3  # of the weights, that there has to be space for: a pruned model, a masked one, another try
 _CHUNK = 1 << 24
 _STAMP = "onnxprune.stamp"
 # Types that NumPy does not have, by what their names begin with; those below eight bits share bytes.
@@ -213,12 +215,20 @@ def attach(model: onnx.ModelProto, folder: Path) -> None:
     Raises OSError, ValueError or the checker's ValidationError when they are missing, short, or where they must not be.
     """
     found = [(t, _locate(t, folder)) for t in references(model)]
-    large = sum(where.length for _, where in found) > LARGE
+    large = _large(sum(where.length for _, where in found))
     for tensor, where in found:
         if large and where.length >= max(SMALL, 1):
             refer(tensor, where)
         else:
             _read(tensor, where)
+
+
+def _large(total: int) -> bool:
+    """Whether a model goes by references: it must, or it had better and there is space for the weights that change."""
+    try:
+        return total > HELD or (total > LARGE and shutil.disk_usage(tempfile.gettempdir()).free > COPIES * total)
+    except OSError:  # nowhere to put temporary files
+        return False
 
 
 def _locate(tensor: TensorProto, folder: Path) -> Place:
@@ -262,12 +272,23 @@ def settle(model: onnx.ModelProto) -> None:
             _read(tensor, place(tensor))
 
 
+def whole(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with all weights in it; the model itself where they are, or are too many for that."""
+    found = references(model)
+    if not found or sum(length(t) for t in found) > HELD:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    settle(copy)
+    return copy
+
+
 def lean(model: onnx.ModelProto, scratch: Scratch) -> onnx.ModelProto:
     """The model with its tensors in files, if it is large; else the model itself. The model is not changed.
 
     Nor is it taken apart where it has fields of a later ONNX than the installed one: only the serialiser carries them over.
     """
-    if sum(nbytes(t) or 0 for t in tensors(model) if t.HasField("raw_data")) <= LARGE:
+    if not _large(sum(nbytes(t) or 0 for t in tensors(model) if t.HasField("raw_data"))):
         return model
     if any(len(UnknownFieldSet(m)) for m in _spine(model)):
         return model

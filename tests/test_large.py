@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -141,13 +142,25 @@ def test_weights_in_files_prune_as_weights_in_memory(here: Path, monkeypatch: py
     assert usual == found  # digests and bytes included
     assert wire.digest(files.load(here / "usual.onnx")) == wire.digest(files.load(here / "large.onnx"))
     assert np.array_equal(*(answer(here / f"{n}.onnx", small.images(5)) for n in ("usual", "large")))
-    if way != "constants":  # their values may move out of the file, as a file of 2 GB and more would be none
-        assert (here / "usual.onnx").read_bytes() == (here / "large.onnx").read_bytes().replace(b"large.onnx", b"usual.onnx")
+    assert (here / "usual.onnx").read_bytes() == (here / "large.onnx").read_bytes().replace(b"large.onnx", b"usual.onnx")
     assert hashes(path.parent) == before
     assert not list((here / "scratch").rglob("*"))
     assert run(f"verify {path} large.onnx --data d.npz") == 0
     assert run(f"apply {path} plan.json -q -o again.onnx") == 0
     assert wire.digest(files.load(here / "again.onnx")) == found["digests"]["pruned"]
+
+
+def test_values_of_constant_nodes_leave_a_file_that_they_would_make_too_large(
+    here: Path, large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stored("constants", here, small.chain())
+    for name, most in (("inside", 1 << 30), ("outside", 0)):
+        monkeypatch.setattr(weights, "HELD", most)
+        assert run(f"prune {path} -q --macs 0.5 --method l1 -o {name}.onnx") == 0
+    assert not (here / "inside.onnx.data").exists()
+    assert (here / "outside.onnx").stat().st_size < (here / "outside.onnx.data").stat().st_size
+    assert len({wire.digest(files.load(here / f"{n}.onnx")) for n in ("inside", "outside")}) == 1
+    assert np.array_equal(*(answer(here / f"{n}.onnx", small.images(3)) for n in ("inside", "outside")))
 
 
 def test_half_precision(here: Path, large: None) -> None:
@@ -193,7 +206,7 @@ def test_weights_in_branches(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(weights, "LARGE", 0)
     monkeypatch.setattr(weights, "SMALL", 60)
     found = onnxprune.prune(path, budget={"macs": 0.6}, method="l2")
-    assert len(weights.references(found.model)) == 7
+    assert len(weights.references(found.stored)) == 7
     assert {g["id"] for g in found.report["groups"] if g["removed"]} > {"firstt", "firste"}
     assert found.report["digests"] == usual.report["digests"]
     for name, result in (("usual", usual), ("large", found)):
@@ -221,7 +234,7 @@ def test_calibrated_methods_and_byte_budgets(here: Path, monkeypatch: pytest.Mon
     assert found.report["certificate"] == usual.report["certificate"]
     assert len(list((here / "scratch").glob("*"))) == 1  # what the tries and the masked model needed is gone
     files_left = sum(1 for p in (here / "scratch").rglob("*") if p.is_file())
-    assert files_left == sum(weights.place(t).path.parent.parent == here / "scratch" for t in weights.references(found.model))
+    assert files_left == sum(weights.place(t).path.parent.parent == here / "scratch" for t in weights.references(found.stored))
 
 
 def test_the_same_bytes_again(here: Path, large: None) -> None:
@@ -349,18 +362,22 @@ def test_a_model_given_in_memory_is_not_changed(here: Path, monkeypatch: pytest.
     found.save(here / "out.onnx")
     assert wire.digest(files.load(here / "out.onnx")) == usual.report["digests"]["pruned"]
     assert (here / "out.onnx").stat().st_size < (here / "out.onnx.data").stat().st_size
-    again = onnxprune.prune(found.model, budget={"macs": 0.8}, method="l1")  # a result's model is one to prune, too
+    assert found.model == usual.model and found.model is found.model and not weights.references(found.model)
+    monkeypatch.setattr(weights, "HELD", 0)
+    model = onnxprune.prune(small.residual(), budget={"macs": 0.5}, method="l1").stored
+    assert weights.whole(model) is model
+    again = onnxprune.prune(found.stored, budget={"macs": 0.8}, method="l1")  # a result's model is one to prune, too
     assert again.report["digests"]["original"] == usual.report["digests"]["pruned"]
     with pytest.raises(OutputError, match="2 GB or more does not fit in one file"):
         monkeypatch.setattr(wire, "LIMIT", 1000)
-        files.save(found.model, here / "whole.onnx")
+        files.save(found.stored, here / "whole.onnx")
     assert not (here / "whole.onnx").exists()
 
 
 def test_temporary_files_go_with_the_result(here: Path, large: None) -> None:
     path = stored("one_file", here, small.chain())
     result = onnxprune.prune(path, budget={"macs": 0.5}, method="l1")
-    model = result.model
+    model = result.stored
     assert list((here / "scratch").rglob("*"))
     del result
     gc.collect()
@@ -368,6 +385,18 @@ def test_temporary_files_go_with_the_result(here: Path, large: None) -> None:
     with pytest.raises(ModelError, match=r"are gone .keep the model's data file where it is, and the Result as long"):
         files.save(model, here / "out.onnx", external=True)
     assert not list(here.glob("out*")) and not list(here.glob(".onnxprune*"))
+
+
+def test_a_model_that_fits_memory_is_held_there_where_temporary_files_have_no_space(
+    here: Path, large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stored("one_file", here, small.chain())
+    assert weights.references(files.load(path))
+    free = shutil.disk_usage(here)._replace(free=3 * (here / "one_file" / LOCATION).stat().st_size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    assert not weights.references(files.load(path))
+    monkeypatch.setattr(weights, "HELD", 1000)
+    assert weights.references(files.load(path))
 
 
 def test_no_space_for_changed_weights(here: Path, large: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
