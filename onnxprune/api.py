@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 import onnxprune
-from onnxprune import files, runtime, weights, wire
+from onnxprune import files, large, runtime, weights, wire
 from onnxprune.budget import Budget
 from onnxprune.criteria import Criterion, Sensitivity
 from onnxprune.criteria.plain import PLAIN, Random
@@ -61,7 +61,7 @@ class Result:
         Those of a larger one are external data with absolute paths, for as long as this result lives: `prune` and `load`
         take such a model, but `onnx.save` would write no more than the references.
         """
-        return weights.whole(self.stored)
+        return large.whole(self.stored)
 
     def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, *, force: bool = False) -> None:
         """Writes the model and, beside it or at `report`, the report; each whole or not at all.
@@ -183,7 +183,7 @@ def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options
     Raises PlanError when the plan is for another model, ValidationError when the result is not fit to be used.
     """
     imported, pruned = applied(model, plan, **options)
-    return imported, weights.whole(pruned)
+    return imported, large.whole(pruned)
 
 
 def applied(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options: Any) -> tuple[Imported, onnx.ModelProto]:
@@ -225,7 +225,7 @@ def verify(
         settings = replace(settings, allow_approximate=True)
     imported, split = _import(original, data, None, settings)
     scratch = weights.Scratch()
-    smaller = weights.lean(files.load(pruned), scratch)
+    smaller = large.lean(files.load(pruned), scratch)
     exact = masked = None
     if report is not None:
         build.check_digests(report, imported.groups.net.digest, wire.digest(smaller))

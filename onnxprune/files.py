@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from onnxprune import inline, weights, wire
+from onnxprune import inline, large, weights, wire
 from onnxprune.errors import ModelError, OutputError
 
 EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
@@ -20,7 +20,7 @@ EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Reads an ONNX file with its external data, and simplifies it (see `inline`).
 
-    The external data of a large model stay in their files, see `weights`.
+    The external data of a large model stay in their files, see `large`.
 
     Raises ModelError when the file is missing, is not an ONNX model, is truncated, or lacks its external data.
     """
@@ -39,7 +39,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path} is not an ONNX model", hint="it holds no graph with operators")
     try:
-        weights.attach(model, path.parent)
+        large.attach(model, path.parent)
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         text = str(error).splitlines()[0]
         raise ModelError(f"the external data of {path} cannot be read: {text}", hint="keep the data file beside it") from None
@@ -126,7 +126,7 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool
         return
     with whole_file(path) as temporary, whole_file(data) as blob:  # the data are in place before the model that needs them
         _move(moving, blob, data.name)
-        weights.settle(copy)
+        large.settle(copy)
         temporary.write_bytes(copy.SerializeToString(deterministic=True))
 
 
@@ -142,8 +142,8 @@ def apart(targets: Iterable[Path], sources: Iterable[Path], model: Path | None =
 
 def _movable(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     others = [t for node in model.graph.node for t in weights.tensors(node)]
-    large = sum(weights.length(t) for t in others) > weights.HELD
-    return [t for t in [*model.graph.initializer, *(others if large else [])] if weights.length(t) >= EXTERNAL_THRESHOLD]
+    heavy = sum(weights.length(t) for t in others) > large.HELD
+    return [t for t in [*model.graph.initializer, *(others if heavy else [])] if weights.length(t) >= EXTERNAL_THRESHOLD]
 
 
 def _move(tensors: Iterable[onnx.TensorProto], blob: Path, location: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import files, graph, inline, runtime, weights, wire
+from onnxprune import files, graph, inline, large, runtime, weights, wire
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
@@ -25,7 +25,7 @@ from onnxprune.passes.group import group
 class Imported:
     """A model after the `load` and `group` passes, with its size.
 
-    model: as the file has it, simplified; the tensors of a large one stay in their files, see `weights`.
+    model: as the file has it, simplified; the tensors of a large one stay in their files, see `large`.
     external: whether its weights are, or have to be, in a file of their own. sources: the files that it was read from.
     scratches: the temporary files that a large model, and what is cut from it, refer to.
     """
@@ -61,9 +61,13 @@ def load(
     """
     adopted = weights.Scratch()
     if isinstance(model, onnx.ModelProto):
-        path, proto = "", inline.simplified(weights.lean(model, adopted))
+        path, proto = "", inline.simplified(large.lean(model, adopted))
     else:
-        path, proto = os.fspath(model), weights.lean(files.load(model), adopted)
+        path, proto = os.fspath(model), large.lean(files.load(model), adopted)
+    beside = files.external_files(path) if path else []
+    size = wire.size(proto)
+    if size > wire.LIMIT:
+        large.unsay(proto)
     shapes = runtime.input_shapes(proto, shape)
     try:
         net = runtime.probe(proto, None if data is None or shapes else _sample_feeds(proto, data, images), shapes)
@@ -71,9 +75,7 @@ def load(
         hint = error.hint or "it must run in ONNX Runtime as it is; --shape sets the sizes of inputs that are left open"
         raise ModelError(f"{path}: {error.message}" if path else error.message, hint=hint) from None
     groups = freeze_groups(_analysed(net, approximate), freeze)
-    size = wire.size(proto)
     accounting = Accounting(groups, size)
-    beside = files.external_files(path) if path else []
     return Imported(
         path,
         proto,

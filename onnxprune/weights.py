@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,20 +18,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from onnxprune.errors import ModelError, OutputError
 
 Array = np.ndarray[Any, Any]
 
-LARGE = 64 << 20  # bytes; a model with more of them in tensors keeps these in files
-HELD = 1 << 30  # bytes; and one with more than this is never held in memory
 SMALL = 1 << 16  # bytes; smaller tensors of a large model are read nevertheless, as shape inference needs small constants
-COPIES = 3  # of the weights, that there has to be space for: a pruned model, a masked one, another try
 _CHUNK = 1 << 24
 _STAMP = "onnxprune.stamp"
+_SAID = "onnxprune.said"  # a reference to a tensor that said it was inside, as most only imply
 # Types that NumPy does not have, by what their names begin with; those below eight bits share bytes.
 _BITS = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4, "FLOAT4": 4, "FLOAT6": 6, "FLOAT8": 8, "BFLOAT16": 16}
 _KINDS = {number: name for name, number in TensorProto.DataType.items()}
@@ -49,7 +46,7 @@ class Place:
     def checked(self) -> Path:
         """The file's path. ModelError when the file is gone or no longer what it was."""
         try:
-            now = _stamp(self.path)
+            now = stamp_of(self.path)
         except OSError:
             hint = "keep the model's data file where it is, and the Result as long as its model"
             raise ModelError(f"the weights in {self.path} are gone", hint=hint) from None
@@ -70,7 +67,7 @@ class Place:
                 yield chunk
 
 
-def _stamp(path: Path) -> str:
+def stamp_of(path: Path) -> str:
     status = path.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
@@ -92,7 +89,7 @@ class Scratch:
             path = self._folder / str(self._count)
             self._count += 1
             flat.tofile(path)
-            return Place(path, 0, flat.size, _stamp(path))
+            return Place(path, 0, flat.size, stamp_of(path))
         except OSError as error:
             hint = "set TMPDIR to a folder with space for another copy of the weights"
             raise OutputError(f"cannot keep changed weights in {tempfile.gettempdir()}: {error}", hint=hint) from None
@@ -144,18 +141,26 @@ def nbytes(tensor: TensorProto) -> int | None:
     return int(-(-count * bits // 8))
 
 
+def resolved(tensor: TensorProto) -> bool:
+    """Whether external data are a reference, and not as the file had them."""
+    return any(e.key == _STAMP for e in tensor.external_data)
+
+
 def place(tensor: TensorProto) -> Place:
     """Where a reference's values are. ModelError for external data that nobody has resolved."""
     entries = {e.key: e.value for e in tensor.external_data}
-    if _STAMP not in entries:
+    if not resolved(tensor):
         raise ModelError(f"the values of tensor '{tensor.name}' are in a file beside the model", hint="give the model's path")
     return Place(Path(entries["location"]), int(entries["offset"]), int(entries["length"]), entries[_STAMP])
 
 
 def refer(tensor: TensorProto, where: Place) -> None:
     """Makes a tensor a reference; its type, shape and name stay."""
+    said = tensor.HasField("data_location") and not uses_external_data(tensor)
     point(tensor, str(where.path), where.offset, where.length)
     tensor.external_data.add(key=_STAMP, value=where.stamp)
+    if said:
+        tensor.external_data.add(key=_SAID, value="1")
 
 
 def point(tensor: TensorProto, location: str, offset: int, length: int) -> None:
@@ -167,6 +172,21 @@ def point(tensor: TensorProto, location: str, offset: int, length: int) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
+def back(tensor: TensorProto) -> None:
+    """Takes away what makes a reference of a tensor, so that digests do not tell where its values were stored."""
+    said = any(e.key == _SAID for e in tensor.external_data)
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")
+    if said:
+        tensor.data_location = TensorProto.DEFAULT
+
+
+def read(tensor: TensorProto, where: Place) -> None:
+    """Gives a tensor the values in a file as its own."""
+    back(tensor)
+    tensor.raw_data = b"".join(where.chunks())
+
+
 def array(tensor: TensorProto) -> Array:
     """The values of a tensor, read-only; those of a reference are mapped, not read."""
     if not uses_external_data(tensor):
@@ -176,7 +196,7 @@ def array(tensor: TensorProto) -> Array:
     if where.length != prod(tensor.dims) * kind.itemsize:  # several values to a byte
         copy = TensorProto()
         copy.CopyFrom(tensor)
-        _read(copy, where)
+        read(copy, where)
         return np.asarray(numpy_helper.to_array(copy))
     return np.asarray(np.memmap(where.checked(), kind, "r", where.offset, tuple(tensor.dims)))
 
@@ -204,135 +224,6 @@ def tensor_of(value: Array, data_type: int, scratch: Scratch | None) -> TensorPr
         return numpy_helper.from_array(typed)
     refer(made, scratch.add(typed))
     return made
-
-
-# ------------------------------------------------------------------------------------------------ whole models
-
-
-def attach(model: onnx.ModelProto, folder: Path) -> None:
-    """Finds the external data of a model that was read from `folder`: reads them, or refers to them where they are large.
-
-    Raises OSError, ValueError or the checker's ValidationError when they are missing, short, or where they must not be.
-    """
-    found = [(t, _locate(t, folder)) for t in references(model)]
-    large = _large(sum(where.length for _, where in found))
-    for tensor, where in found:
-        if large and where.length >= max(SMALL, 1):
-            refer(tensor, where)
-        else:
-            _read(tensor, where)
-
-
-def _large(total: int) -> bool:
-    """Whether a model goes by references: it must, or it had better and there is space for the weights that change."""
-    try:
-        return total > HELD or (total > LARGE and shutil.disk_usage(tempfile.gettempdir()).free > COPIES * total)
-    except OSError:  # nowhere to put temporary files
-        return False
-
-
-def _locate(tensor: TensorProto, folder: Path) -> Place:
-    """ONNX IR, External Tensor Data: `location` is relative to the model; without a `length` the shape tells it."""
-    entries = {e.key: e.value for e in tensor.external_data}
-    location, offset, needed = entries.get("location", ""), int(entries.get("offset", 0)), nbytes(tensor)
-    path = (folder / location).resolve()
-    if location and not path.exists():
-        raise ValueError(f"there is no file '{location}', which tensor '{tensor.name}' is in")
-    there = path.stat().st_size
-    if there:
-        _read_safely(tensor.name, location, folder)
-    if "length" in entries:
-        length = int(entries["length"])
-    else:
-        length = needed if needed is not None and 0 <= needed <= there - offset else there - offset
-    if offset < 0 or length < 0 or offset + length > there:
-        raise ValueError(f"'{location}' has {there} bytes, but tensor '{tensor.name}' is at {offset} to {offset + length}")
-    if needed is not None and length != needed:
-        raise ValueError(f"tensor '{tensor.name}' takes {needed} bytes, but {length} are there for it")
-    return Place(path, offset, length, _stamp(path))
-
-
-def _read_safely(name: str, location: str, folder: Path) -> None:
-    """Lets onnx read one byte, under its own rules on where data may be (no absolute paths, no links, not outside)."""
-    probe = TensorProto(name=name)
-    point(probe, location, 0, 1)
-    load_external_data_for_tensor(probe, str(folder))
-
-
-def _read(tensor: TensorProto, where: Place) -> None:
-    del tensor.external_data[:]
-    tensor.ClearField("data_location")  # now like any other tensor, so that digests do not tell where it was stored
-    tensor.raw_data = b"".join(where.chunks())
-
-
-def settle(model: onnx.ModelProto) -> None:
-    """Reads what the model still refers to."""
-    for tensor in references(model):
-        if _STAMP in {e.key for e in tensor.external_data}:
-            _read(tensor, place(tensor))
-
-
-def whole(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with all weights in it; the model itself where they are, or are too many for that."""
-    found = references(model)
-    if not found or sum(length(t) for t in found) > HELD:
-        return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    settle(copy)
-    return copy
-
-
-def lean(model: onnx.ModelProto, scratch: Scratch) -> onnx.ModelProto:
-    """The model with its tensors in files, if it is large; else the model itself. The model is not changed.
-
-    Nor is it taken apart where it has fields of a later ONNX than the installed one: only the serialiser carries them over.
-    """
-    if not _large(sum(nbytes(t) or 0 for t in tensors(model) if t.HasField("raw_data"))):
-        return model
-    if any(len(UnknownFieldSet(m)) for m in _spine(model)):
-        return model
-    copy = onnx.ModelProto()
-
-    def put(tensor: TensorProto, target: TensorProto) -> None:
-        for field, value in tensor.ListFields():
-            if field.name != "raw_data":
-                copy_field(target, field.name, value)
-        refer(target, scratch.add(np.frombuffer(tensor.raw_data, np.uint8)))
-
-    _copy(model, copy, put)
-    return copy
-
-
-def _heavy(tensor: TensorProto) -> bool:
-    return tensor.HasField("raw_data") and (nbytes(tensor) or 0) >= max(SMALL, 1)
-
-
-def _spine(message: Any) -> Iterator[Any]:
-    """The large tensors, and the messages that they are in."""
-    if any(_heavy(t) for t in tensors(message)):
-        yield message
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                for item in value if hasattr(value, "add") else [value]:
-                    yield from _spine(item)
-
-
-def _copy(source: Any, target: Any, put: Callable[[TensorProto, TensorProto], None]) -> None:
-    """Copies a message without ever copying it whole: `put` makes the large tensors."""
-    if isinstance(source, TensorProto) and _heavy(source):
-        put(source, target)
-    elif not any(_heavy(t) for t in tensors(source)):
-        target.CopyFrom(source)
-    else:
-        for field, value in source.ListFields():
-            if field.message_type is None:
-                copy_field(target, field.name, value)
-            elif hasattr(value, "add"):
-                for item in value:
-                    _copy(item, getattr(target, field.name).add(), put)
-            else:
-                _copy(value, getattr(target, field.name), put)
 
 
 def copy_field(target: Any, name: str, value: Any) -> None:

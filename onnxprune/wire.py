@@ -17,7 +17,7 @@ from google.protobuf.message import EncodeError
 from onnx import TensorProto
 
 from onnxprune.errors import ModelError, OutputError
-from onnxprune.weights import Place, copy_field, place, point, references
+from onnxprune.weights import Place, back, copy_field, place, point, references
 
 LIMIT = 2**31 - 1  # bytes that protobuf can serialise
 _LENGTH_DELIMITED = 2  # wire type of texts, bytes and messages (Protocol Buffers, Encoding)
@@ -59,7 +59,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 def _pieces(message: Any) -> list[bytes | Place]:
     """Fields in the order of their numbers, unknown ones last, as the serialiser writes them."""
     if not references(message):
-        return [message.SerializeToString(deterministic=True)]
+        return [_serialised(message)]
     if isinstance(message, TensorProto):
         return _tensor(message)
     found: list[bytes | Place] = []
@@ -83,14 +83,21 @@ def _tensor(tensor: TensorProto) -> list[bytes | Place]:
     where = place(tensor)
     head, tail = TensorProto(), TensorProto()
     tail.CopyFrom(tensor)
-    for name in ("external_data", "data_location"):
-        tail.ClearField(name)
+    back(tail)
     for field, value in list(tail.ListFields()):
         if field.number < TensorProto.RAW_DATA_FIELD_NUMBER:
             copy_field(head, field.name, value)
             tail.ClearField(field.name)
     parts = [m.SerializeToString(deterministic=True) for m in (head, tail)]
     return [parts[0], _tag(TensorProto.RAW_DATA_FIELD_NUMBER) + _varint(where.length), where, parts[1]]
+
+
+def _serialised(message: Any) -> bytes:
+    try:
+        return bytes(message.SerializeToString(deterministic=True))
+    except EncodeError:
+        hint = "save it with external data, and give the path of the file"
+        raise ModelError("the model has more than 2 GB in memory", hint=hint) from None
 
 
 def _length(piece: bytes | Place) -> int:
@@ -119,11 +126,7 @@ def staged(model: onnx.ModelProto) -> tuple[bytes, Path | None]:
     Raises ModelError when a file is gone or has changed.
     """
     if not references(model):
-        try:
-            return model.SerializeToString(), None
-        except EncodeError:
-            hint = "save it with external data, and give the path of the file"
-            raise ModelError("the model has more than 2 GB in memory", hint=hint) from None
+        return _serialised(model), None
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     found = [(t, place(t)) for t in references(copy)]

@@ -14,7 +14,7 @@ SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").rglob(
 LAYERS = [
     {"errors"},
     {"channels", "theory", "weights"},
-    {"control", "wire"},
+    {"control", "large", "wire"},
     {"inline"},
     {"files", "graph", "plan"},
     {"explore"},

@@ -23,7 +23,7 @@ import small
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import api, cli, files, runtime, weights, wire
+from onnxprune import api, cli, files, large, runtime, weights, wire
 from onnxprune.criteria import plain
 from onnxprune.errors import ModelError, OutputError, ValidationError
 from onnxprune.passes import validate
@@ -46,9 +46,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is large, and every tensor that a shape is not made of."""
-    monkeypatch.setattr(weights, "LARGE", 0)
+    monkeypatch.setattr(large, "LARGE", 0)
     monkeypatch.setattr(weights, "SMALL", 60)
 
 
@@ -130,7 +130,7 @@ def test_weights_in_files_prune_as_weights_in_memory(here: Path, monkeypatch: py
     command = f"prune {path} -q --macs 0.6 --method l2 --save-plan "
     assert run(command + "plan.json -o usual.onnx") == 0
     before = hashes(path.parent)
-    monkeypatch.setattr(weights, "LARGE", 0)
+    monkeypatch.setattr(large, "LARGE", 0)
     monkeypatch.setattr(weights, "SMALL", 60)
     assert run(command + "plan2.json -o large.onnx") == 0
     assert (here / "plan.json").read_bytes() == (here / "plan2.json").read_bytes()
@@ -151,11 +151,11 @@ def test_weights_in_files_prune_as_weights_in_memory(here: Path, monkeypatch: py
 
 
 def test_values_of_constant_nodes_leave_a_file_that_they_would_make_too_large(
-    here: Path, large: None, monkeypatch: pytest.MonkeyPatch
+    here: Path, by_reference: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = stored("constants", here, small.chain())
     for name, most in (("inside", 1 << 30), ("outside", 0)):
-        monkeypatch.setattr(weights, "HELD", most)
+        monkeypatch.setattr(large, "HELD", most)
         assert run(f"prune {path} -q --macs 0.5 --method l1 -o {name}.onnx") == 0
     assert not (here / "inside.onnx.data").exists()
     assert (here / "outside.onnx").stat().st_size < (here / "outside.onnx.data").stat().st_size
@@ -163,7 +163,7 @@ def test_values_of_constant_nodes_leave_a_file_that_they_would_make_too_large(
     assert np.array_equal(*(answer(here / f"{n}.onnx", small.images(3)) for n in ("inside", "outside")))
 
 
-def test_half_precision(here: Path, large: None) -> None:
+def test_half_precision(here: Path, by_reference: None) -> None:
     path = stored("one_file", here, small.chain(dtype=np.float16))
     assert run(f"prune {path} -q --macs 0.5 --method l1 -o out.onnx") == 0
     kinds = {t.data_type for t in onnx.load(here / "out.onnx").graph.initializer}
@@ -203,7 +203,7 @@ def branches() -> onnx.ModelProto:
 def test_weights_in_branches(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = stored("one_file", here, branches())
     usual = onnxprune.prune(path, budget={"macs": 0.6}, method="l2")
-    monkeypatch.setattr(weights, "LARGE", 0)
+    monkeypatch.setattr(large, "LARGE", 0)
     monkeypatch.setattr(weights, "SMALL", 60)
     found = onnxprune.prune(path, budget={"macs": 0.6}, method="l2")
     assert len(weights.references(found.stored)) == 7
@@ -222,7 +222,7 @@ def test_weights_in_branches(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_calibrated_methods_and_byte_budgets(here: Path, monkeypatch: pytest.MonkeyPatch, budget: str) -> None:
     path = stored("one_file", here, small.residual())
     usual = onnxprune.prune(path, here / "d.npz", budget={budget: 0.6})
-    monkeypatch.setattr(weights, "LARGE", 0)
+    monkeypatch.setattr(large, "LARGE", 0)
     monkeypatch.setattr(weights, "SMALL", 60)
     monkeypatch.setattr(validate, "HELD", 2000)  # bytes: the two models take turns several times
     found = onnxprune.prune(path, here / "d.npz", budget={budget: 0.6})
@@ -237,7 +237,7 @@ def test_calibrated_methods_and_byte_budgets(here: Path, monkeypatch: pytest.Mon
     assert files_left == sum(weights.place(t).path.parent.parent == here / "scratch" for t in weights.references(found.stored))
 
 
-def test_the_same_bytes_again(here: Path, large: None) -> None:
+def test_the_same_bytes_again(here: Path, by_reference: None) -> None:
     path = stored("file_each", here, small.dense())
     for out in ("a", "b"):
         (here / out).mkdir()
@@ -249,7 +249,7 @@ def test_the_same_bytes_again(here: Path, large: None) -> None:
 
 @pytest.mark.parametrize("name", small.NETS)
 @pytest.mark.parametrize("way", ["one_file", "odd_places", "constants"])
-def test_digest_and_size_do_not_tell_where_weights_are(here: Path, large: None, name: str, way: str) -> None:
+def test_digest_and_size_do_not_tell_where_weights_are(here: Path, by_reference: None, name: str, way: str) -> None:
     model = small.NETS[name]()
     if way == "constants":
         (here / "apart").mkdir()
@@ -265,7 +265,7 @@ def test_digest_and_size_do_not_tell_where_weights_are(here: Path, large: None, 
     assert wire.size(found) == len(blob) and wire.digest(found) == wire.digest(model) == hashlib.sha256(blob).hexdigest()
 
 
-def test_every_kind_of_tensor_serialises_as_if_it_were_inside(here: Path, large: None) -> None:
+def test_every_kind_of_tensor_serialises_as_if_it_were_inside(here: Path, by_reference: None) -> None:
     """Tensors with texts around the values, in subgraphs, in lists, next to fields that this version does not know."""
     values = numpy_helper.from_array(np.arange(300, dtype=np.float32), "values")
     values.doc_string = "after the values"
@@ -280,14 +280,14 @@ def test_every_kind_of_tensor_serialises_as_if_it_were_inside(here: Path, large:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("some.where", 1)])
     helper.set_model_props(model, {"b": "2", "a": "1"})
     scratch = weights.Scratch()
-    lean = weights.lean(model, scratch)
+    lean = large.lean(model, scratch)
     assert len(weights.references(lean)) == 5 and not weights.references(model)
     assert b"".join(wire.chunks(lean)) == model.SerializeToString(deterministic=True)
     assert all(np.array_equal(weights.array(t), np.arange(300)) for t in weights.references(lean))
     unknown = bytes([0xFA, 0x3E, 3]) + b"xyz"  # field 1007, three bytes
     later = onnx.ModelProto.FromString(model.SerializeToString() + unknown)
     later.graph.MergeFromString(unknown)
-    assert weights.lean(later, scratch) is later
+    assert large.lean(later, scratch) is later
     for tensor, lean_one in zip(weights.tensors(later), weights.tensors(lean), strict=True):
         tensor.MergeFromString(unknown)
         inside = tensor.SerializeToString(deterministic=True)
@@ -298,13 +298,50 @@ def test_every_kind_of_tensor_serialises_as_if_it_were_inside(here: Path, large:
     assert b"".join(wire.chunks(later)).count(unknown) == 7
 
 
+def explicit(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every second tensor says in so many words that its values are inside (the dynamo exporter of PyTorch writes that)."""
+    for tensor in model.graph.initializer[::2]:
+        tensor.data_location = TensorProto.DEFAULT
+    return model
+
+
+def test_tensors_that_say_they_are_inside(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not cut stays to the byte; what is written to a data file has the digest that it will be read with."""
+    model = explicit(small.residual())
+    usual = onnxprune.prune(model, budget={"macs": 0.6}, method="l1", freeze=("Conv_0",))
+    small.write(model, here / "part.onnx")
+    odd = onnx.load(here / "part.onnx")
+    place(odd.graph.initializer[-2], location=LOCATION)
+    (here / LOCATION).write_bytes(odd.graph.initializer[-2].raw_data)
+    odd.graph.initializer[-2].ClearField("raw_data")
+    small.write(odd, here / "part.onnx")
+    assert run("prune part.onnx -q --macs 0.6 --method l1 -o a.onnx") == 0
+    assert run("verify part.onnx a.onnx") == 0
+    monkeypatch.setattr(large, "LARGE", 0)
+    monkeypatch.setattr(weights, "SMALL", 60)
+    found = onnxprune.prune(model, budget={"macs": 0.6}, method="l1", freeze=("Conv_0",))
+    assert found.report["digests"] == usual.report["digests"] and found.model == usual.model
+    assert any(t.HasField("data_location") for t in found.model.graph.initializer)
+    found.save(here / "b.onnx")
+    assert onnx.load(here / "b.onnx") == usual.model
+    assert run("prune part.onnx -q --macs 0.6 --method l1 -o c.onnx") == 0
+    assert (here / "a.onnx.data").read_bytes() == (here / "c.onnx.data").read_bytes()
+    assert run("verify part.onnx c.onnx") == 0
+    monkeypatch.setattr(wire, "LIMIT", 100)
+    found = onnxprune.prune(model, budget={"macs": 0.6}, method="l1")
+    found.save(here / "d.onnx")
+    small.write(model, here / "m.onnx")
+    assert found.external_data and wire.digest(files.load(here / "d.onnx")) == found.report["digests"]["pruned"]
+    assert model == explicit(small.residual())
+
+
 @pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.INT8])
-def test_types_that_numpy_does_not_have_and_values_that_share_bytes(here: Path, large: None, kind: int) -> None:
+def test_types_that_numpy_does_not_have_and_values_that_share_bytes(here: Path, by_reference: None, kind: int) -> None:
     tensor = helper.make_tensor("w", kind, [30, 31], np.arange(930) % 7 - 3)
     raw = numpy_helper.from_array(numpy_helper.to_array(tensor), "w")
     scratch = weights.Scratch()
     model = helper.make_model(helper.make_graph([], "g", [], [], [raw]))
-    found = weights.lean(model, scratch).graph.initializer[0]
+    found = large.lean(model, scratch).graph.initializer[0]
     assert weights.references(found) and weights.length(found) == weights.nbytes(raw) == len(raw.raw_data)
     assert np.array_equal(weights.array(found).astype(np.float32), numpy_helper.to_array(raw).astype(np.float32))
     again = weights.tensor_of(weights.array(found), kind, scratch)
@@ -323,7 +360,7 @@ def test_filters_are_scored_alike_in_blocks(monkeypatch: pytest.MonkeyPatch, met
 # ----------------------------------------------------------------------------------------------------- what is in memory
 
 
-def test_nothing_is_read_that_is_not_needed(here: Path, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read_that_is_not_needed(here: Path, by_reference: None, monkeypatch: pytest.MonkeyPatch) -> None:
     path = stored("one_file", here, small.chain())
     read: list[int] = []
     chunks = weights.Place.chunks
@@ -353,7 +390,7 @@ def test_a_model_given_in_memory_is_not_changed(here: Path, monkeypatch: pytest.
     model = small.residual()
     before = model.SerializeToString(deterministic=True)
     usual = onnxprune.prune(model, budget={"macs": 0.5}, method="l1")
-    monkeypatch.setattr(weights, "LARGE", 0)
+    monkeypatch.setattr(large, "LARGE", 0)
     monkeypatch.setattr(weights, "SMALL", 60)
     monkeypatch.setattr(wire, "LIMIT", len(before) - 1)  # as if it were more than protobuf can serialise
     found = onnxprune.prune(model, budget={"macs": 0.5}, method="l1")
@@ -363,9 +400,9 @@ def test_a_model_given_in_memory_is_not_changed(here: Path, monkeypatch: pytest.
     assert wire.digest(files.load(here / "out.onnx")) == usual.report["digests"]["pruned"]
     assert (here / "out.onnx").stat().st_size < (here / "out.onnx.data").stat().st_size
     assert found.model == usual.model and found.model is found.model and not weights.references(found.model)
-    monkeypatch.setattr(weights, "HELD", 0)
+    monkeypatch.setattr(large, "HELD", 0)
     model = onnxprune.prune(small.residual(), budget={"macs": 0.5}, method="l1").stored
-    assert weights.whole(model) is model
+    assert large.whole(model) is model
     again = onnxprune.prune(found.stored, budget={"macs": 0.8}, method="l1")  # a result's model is one to prune, too
     assert again.report["digests"]["original"] == usual.report["digests"]["pruned"]
     with pytest.raises(OutputError, match="2 GB or more does not fit in one file"):
@@ -374,7 +411,7 @@ def test_a_model_given_in_memory_is_not_changed(here: Path, monkeypatch: pytest.
     assert not (here / "whole.onnx").exists()
 
 
-def test_temporary_files_go_with_the_result(here: Path, large: None) -> None:
+def test_temporary_files_go_with_the_result(here: Path, by_reference: None) -> None:
     path = stored("one_file", here, small.chain())
     result = onnxprune.prune(path, budget={"macs": 0.5}, method="l1")
     model = result.stored
@@ -388,18 +425,18 @@ def test_temporary_files_go_with_the_result(here: Path, large: None) -> None:
 
 
 def test_a_model_that_fits_memory_is_held_there_where_temporary_files_have_no_space(
-    here: Path, large: None, monkeypatch: pytest.MonkeyPatch
+    here: Path, by_reference: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = stored("one_file", here, small.chain())
     assert weights.references(files.load(path))
     free = shutil.disk_usage(here)._replace(free=3 * (here / "one_file" / LOCATION).stat().st_size)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     assert not weights.references(files.load(path))
-    monkeypatch.setattr(weights, "HELD", 1000)
+    monkeypatch.setattr(large, "HELD", 1000)
     assert weights.references(files.load(path))
 
 
-def test_no_space_for_changed_weights(here: Path, large: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_no_space_for_changed_weights(here: Path, by_reference: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     path = stored("one_file", here, small.chain())
 
     def full(*_: Any, **__: Any) -> str:
@@ -417,8 +454,8 @@ def test_a_process_that_is_terminated_leaves_nothing(here: Path) -> None:
     path = stored("one_file", here, small.chain())
     program = f"""
 import glob, os, signal, sys
-from onnxprune import cli, weights
-weights.LARGE, weights.SMALL = 0, 60
+from onnxprune import cli, large, weights
+large.LARGE, weights.SMALL = 0, 60
 from onnxprune import api
 def validate(*_, **__):
     print(len(glob.glob({str(here / "scratch" / "onnxprune-*")!r})), flush=True)
@@ -436,11 +473,11 @@ sys.exit(cli.main(["prune", {str(path)!r}, "-q", "--macs", "0.5", "--method", "l
 # --------------------------------------------------------------------------------------------------- files of the source
 
 
-@pytest.mark.parametrize("threshold", [0, weights.LARGE], ids=["large", "usual"])
+@pytest.mark.parametrize("threshold", [0, large.LARGE], ids=["large", "usual"])
 def test_the_source_is_never_overwritten(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threshold: int
 ) -> None:
-    monkeypatch.setattr(weights, "LARGE", threshold)
+    monkeypatch.setattr(large, "LARGE", threshold)
     monkeypatch.setattr(weights, "SMALL", 60)
     onnx.save(small.chain(), str(here / "m.onnx"), save_as_external_data=True, location="out.onnx.data", size_threshold=0)
     model = files.load(here / "m.onnx")
@@ -489,7 +526,7 @@ def broken(how: str, path: Path) -> None:
         small.write(model, path)
 
 
-@pytest.mark.parametrize("threshold", [0, weights.LARGE], ids=["large", "usual"])
+@pytest.mark.parametrize("threshold", [0, large.LARGE], ids=["large", "usual"])
 @pytest.mark.parametrize(
     ("how", "words"),
     {
@@ -509,7 +546,7 @@ def broken(how: str, path: Path) -> None:
 def test_external_data_that_are_not_there_are_one_line(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, words: str, threshold: int
 ) -> None:
-    monkeypatch.setattr(weights, "LARGE", threshold)
+    monkeypatch.setattr(large, "LARGE", threshold)
     monkeypatch.setattr(weights, "SMALL", 60)
     path = stored("one_file", here, small.chain())
     broken(how, path)
@@ -518,7 +555,7 @@ def test_external_data_that_are_not_there_are_one_line(
     assert text.count("\n") == 1 and "the external data of" in text and words in text and "beside it" in text
 
 
-def test_a_source_that_changes_meanwhile_is_noticed(here: Path, large: None) -> None:
+def test_a_source_that_changes_meanwhile_is_noticed(here: Path, by_reference: None) -> None:
     path = stored("one_file", here, small.chain())
     imported = onnxprune.load(path)
     data = path.with_name(LOCATION)
@@ -558,7 +595,7 @@ def other_shape(model: onnx.ModelProto, scratch: weights.Scratch) -> None:
 
 @pytest.mark.parametrize("damage", [stale, other_values, other_shape])
 def test_failed_validation_writes_nothing(
-    here: Path, large: None, monkeypatch: pytest.MonkeyPatch, damage: Callable[[onnx.ModelProto, weights.Scratch], None]
+    here: Path, by_reference: None, monkeypatch: pytest.MonkeyPatch, damage: Callable[[onnx.ModelProto, weights.Scratch], None]
 ) -> None:
     path = stored("one_file", here, small.chain())
     real, scratch = api.surgery, weights.Scratch()
@@ -575,7 +612,7 @@ def test_failed_validation_writes_nothing(
     assert not list(here.glob("out*"))
 
 
-def test_the_structure_is_checked_without_the_values(here: Path, large: None) -> None:
+def test_the_structure_is_checked_without_the_values(here: Path, by_reference: None) -> None:
     """What the checker sees is the whole model: the same message as for the model in memory."""
     path = stored("one_file", here, small.chain())
     messages = []
