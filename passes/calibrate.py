@@ -15,7 +15,7 @@ from onnxprune.control import expose
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
 from onnxprune.errors import DataError, ModelError
-from onnxprune.graph import Array, Network
+from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer, Packed, Steps
 from onnxprune.saliency import LayerScore, Saliency, Scores

@@ -35,7 +35,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import files, runtime
+from onnxprune import files, runtime, wire
 from onnxprune.budget import Budget
 from onnxprune.criteria.plain import PLAIN
 from onnxprune.groups import Accounting
@@ -254,7 +254,7 @@ def steps(path: Path, clock: Clock, macs: float) -> None:
         groups = group(net)
         require_prunable(groups)
     with clock.step("accounting"):
-        accounting = Accounting(groups, model.ByteSize())
+        accounting = Accounting(groups, wire.size(model))
     with clock.step("score"):
         saliency = calibrate(groups, PLAIN["l2"](), None, None)
     with clock.step("allocate"):
