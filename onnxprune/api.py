@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 import onnxprune
-from onnxprune import graph, runtime
+from onnxprune import files, large, runtime, weights, wire
 from onnxprune.budget import Budget
 from onnxprune.criteria import Criterion, Sensitivity
 from onnxprune.criteria.plain import PLAIN, Random
@@ -39,20 +40,40 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a pruning yields. `model` is the pruned ModelProto; `report` and `certificate` are JSON-ready."""
+    """What a pruning yields. `report` and `certificate` are JSON-ready.
 
-    model: onnx.ModelProto
+    stored: the pruned model, of which large tensors may be references into the files of the original and temporary ones,
+    which last as long as this. `save` writes it whole, and `model` is it as a ModelProto.
+    """
+
+    stored: onnx.ModelProto
     plan: Plan
     report: dict[str, Any]
     certificate: dict[str, Any] | None
     external_data: bool = False
+    sources: tuple[Path, ...] = ()
+    scratches: tuple[weights.Scratch, ...] = ()
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model, with its weights unless they are more than 1 GiB.
+
+        Those of a larger one are external data with absolute paths, for as long as this result lives: `prune` and `load`
+        take such a model, but `onnx.save` would write no more than the references.
+        """
+        return large.whole(self.stored)
 
     def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, *, force: bool = False) -> None:
-        """Writes the model and, beside it or at `report`, the report; each whole or not at all. Raises OutputError."""
+        """Writes the model and, beside it or at `report`, the report; each whole or not at all.
+
+        Raises OutputError when that fails, also when it would replace a file that the original model is in.
+        """
         where = Path(report) if report is not None else report_path(path)
-        graph.writable(*outputs(Path(path), where, external=self.external_data), force=force)
-        graph.save(self.model, path, external=self.external_data)
-        with graph.whole_file(where) as temporary:
+        targets = outputs(Path(path), where, external=self.external_data)
+        files.apart(targets, self.sources)
+        files.writable(*targets, force=force)
+        files.save(self.stored, path, external=self.external_data)
+        with files.whole_file(where) as temporary:
             temporary.write_text(json.dumps(self.report, indent=1) + "\n")
 
 
@@ -63,7 +84,7 @@ def report_path(out: str | os.PathLike[str]) -> Path:
 
 def outputs(out: Path, report: Path, *, external: bool) -> list[Path]:
     """Every file that `Result.save` writes."""
-    return [out, report, *([graph.data_file(out)] if external else [])]
+    return [out, report, *([files.data_file(out)] if external else [])]
 
 
 class Clock:
@@ -139,8 +160,10 @@ def prune(
             progress=lambda done, total: tell("validate", done, total),
             exact=exact,
         )
+    imported.groups.net.scratch.drop(*[m for m in (exact, masked) if m is not None])
     report = _report(imported, settings, budget, saliency, decision, pruned, found, clock)
-    return Result(pruned, decision.plan, report, report["certificate"], imported.external)
+    certificate, external = report["certificate"], imported.external
+    return Result(pruned, decision.plan, report, certificate, external, imported.sources, imported.scratches)
 
 
 def calibrate(
@@ -156,11 +179,18 @@ def calibrate(
 def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options: Any) -> tuple[Imported, onnx.ModelProto]:
     """(the imported model, the pruned model) of a plan made elsewhere, oracle included. options: those about the model.
 
+    The weights of a pruned model of more than 1 GiB last as long as the imported one, see `Result.model`.
     Raises PlanError when the plan is for another model, ValidationError when the result is not fit to be used.
     """
+    imported, pruned = applied(model, plan, **options)
+    return imported, large.whole(pruned)
+
+
+def applied(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options: Any) -> tuple[Imported, onnx.ModelProto]:
+    """`apply`, but the large tensors of the pruned model may be references."""
     settings = Options(**options)
     imported = _load(model, None, settings)
-    if plan.model_digest and plan.model_digest != graph.digest(imported.model):
+    if plan.model_digest and plan.model_digest != imported.groups.net.digest:
         raise PlanError("the plan was made for another model", hint="apply it to the file that it was made from")
     pruned = surgery(imported.groups, plan)
     exact, masked = _oracle_pair(imported, plan)
@@ -194,10 +224,11 @@ def verify(
     if report is not None and report.get("approximate"):
         settings = replace(settings, allow_approximate=True)
     imported, split = _import(original, data, None, settings)
-    smaller = graph.load(pruned)
+    scratch = weights.Scratch()
+    smaller = large.lean(files.load(pruned), scratch)
     exact = masked = None
     if report is not None:
-        build.check_digests(report, graph.digest(imported.model), graph.digest(smaller))
+        build.check_digests(report, imported.groups.net.digest, wire.digest(smaller))
         exact, masked = _oracle_pair(imported, build.plan_of(report))
     try:
         found = validate(
@@ -246,7 +277,7 @@ def _budget(mapping: Mapping[str, float]) -> Budget:
 
 
 def _check_calibration(saliency: Saliency, imported: Imported) -> None:
-    if saliency.model_digest and saliency.model_digest != graph.digest(imported.model):
+    if saliency.model_digest and saliency.model_digest != imported.groups.net.digest:
         raise DataError("the calibration was made for another model", hint="calibrate this model again")
     for score in saliency.layers:
         group = imported.groups.by_id.get(score.group)
@@ -296,9 +327,9 @@ def _report(
         "recover": "none",
         "approximate": settings.allow_approximate,
         "budget": budget.to_json(),
-        "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.model.ByteSize()},
-        "pruned": {"macs": after.macs, "params": after.params, "bytes": pruned.ByteSize()},
-        "digests": {"original": graph.digest(imported.model), "pruned": graph.digest(pruned)},
+        "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},
+        "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},
+        "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(pruned)},
         "prunable": {"macs": macs, "params": params},
         "calibration": {"samples": saliency.samples, "data": list(saliency.data), "criterion": saliency.criterion},
         "groups": build.group_entries(imported.groups, plan),

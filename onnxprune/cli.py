@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -223,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not undo the work
     try:
         args = _with_config(_parser(), argv)
-        args.run(args)
+        with _terminable():
+            args.run(args)
         sys.stdout.flush()  # here, where a closed pipe is expected
         return 0
     except OnnxPruneError as error:
@@ -245,6 +248,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         print(f"onnxprune: internal error: {text} (a bug; --debug shows where)", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Makes SIGTERM what Ctrl-C is, so that it leaves no temporary files either: those of a large model are large."""
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _discard_output() -> None:

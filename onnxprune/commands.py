@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from onnxprune import api, graph
+from onnxprune import api, files
 from onnxprune.budget import KINDS, Budget
 from onnxprune.data import ImageOptions
 from onnxprune.errors import BudgetError, DataError, ModelError, OptionError
@@ -71,7 +71,7 @@ def prune(args: argparse.Namespace) -> None:
     budget = _budget(args)
     out = Path(args.out)
     report = Path(args.report) if args.report else api.report_path(out)
-    outs = [*api.outputs(out, report, external=bool(graph.external_files(args.model))), args.save_plan]
+    outs = [*api.outputs(out, report, external=bool(files.external_files(args.model))), args.save_plan]
     _check_outputs(args, outs, [args.model, args.data, args.validation, args.calibration])
     calibration = Saliency.load(args.calibration) if args.calibration else None
     with terminal.progress(args.quiet) as tell:
@@ -86,7 +86,7 @@ def prune(args: argparse.Namespace) -> None:
         )
     result.save(out, report, force=args.force)
     if args.save_plan:
-        with graph.whole_file(Path(args.save_plan)) as temporary:
+        with files.whole_file(Path(args.save_plan)) as temporary:
             temporary.write_text(result.plan.to_json() + "\n")
     console = _console(args)
     terminal.layers(console, result.report)
@@ -97,13 +97,8 @@ def prune(args: argparse.Namespace) -> None:
 def _check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequence[Any]) -> None:
     """Before any work: no output is an input (the model's external data included), and all can be written."""
     targets = [Path(o) for o in outs if o]
-    sources = [*(Path(i) for i in inputs if i), *graph.external_files(args.model)]
-    for target in targets:
-        for source in sources:
-            if target.exists() and source.exists() and target.samefile(source):
-                what = "the input model" if source == Path(args.model) else "an input"
-                raise OptionError(f"{target} is {what}", hint="onnxprune never overwrites its input: choose another name")
-    graph.writable(*targets, force=args.force)
+    files.apart(targets, [*(Path(i) for i in inputs if i), *files.external_files(args.model)], Path(args.model))
+    files.writable(*targets, force=args.force)
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -153,7 +148,7 @@ def calibrate(args: argparse.Namespace) -> None:
 def merge(args: argparse.Namespace) -> None:
     """onnxprune merge."""
     out = Path(args.out)
-    graph.writable(out, force=args.force)
+    files.writable(out, force=args.force)
     parts = [Saliency.load(p) for p in args.parts]
     total = parts[0]
     for part in parts[1:]:
@@ -166,15 +161,15 @@ def merge(args: argparse.Namespace) -> None:
 def apply(args: argparse.Namespace) -> None:
     """onnxprune apply."""
     out = Path(args.out)
-    files = [out, graph.data_file(out)] if graph.external_files(args.model) else [out]
-    _check_outputs(args, files, [args.model, args.plan])
+    outs = [out, files.data_file(out)] if files.external_files(args.model) else [out]
+    _check_outputs(args, outs, [args.model, args.plan])
     try:
         text = Path(args.plan).read_text()
     except (OSError, UnicodeDecodeError) as error:
         hint = "plans are made by `onnxprune prune --save-plan`"
         raise OptionError(f"cannot read the plan {args.plan}: {_reason(error)}", hint=hint) from None
-    imported, pruned = api.apply(args.model, Plan.from_json(text), **_about_model(args))
-    graph.save(pruned, out, external=imported.external)
+    imported, pruned = api.applied(args.model, Plan.from_json(text), **_about_model(args))
+    files.save(pruned, out, external=imported.external)
     _console(args).print(f"written: [bold]{escape(str(out))}[/]")
 
 
@@ -223,7 +218,7 @@ def demo(args: argparse.Namespace) -> None:
     out = Path(args.out or f"onnxprune-demo/{args.name}.onnx")
     if args.out is None:
         out.parent.mkdir(exist_ok=True)
-    graph.writable(*api.outputs(out, api.report_path(out), external=False), force=args.out is None)
+    files.writable(*api.outputs(out, api.report_path(out), external=False), force=args.out is None)
     console = _console(args)
     console.print(f"$ onnxprune prune {model.name} --data {data.name} --macs {args.macs:g} -o {out}\n", markup=False)
     with terminal.progress(args.quiet) as tell:

@@ -5,7 +5,7 @@ Gemm and MatMul become convolutions with one tap over their rows; grouped convol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from onnxprune.channels import ChannelGroup, Index
 from onnxprune.graph import Array, Network
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer, Packed, Steps, einsum
+from onnxprune.weights import references
 
 CONVOLUTIONS = ("Conv", "ConvInteger", "ConvTranspose", "FusedConv", "QLinearConv")
 CONV_ATTRIBUTES = ("strides", "pads", "dilations", "auto_pad", "output_padding", "output_shape")
@@ -97,17 +98,38 @@ def parameter_names(steps: Iterable[Steps | Packed | None]) -> list[str]:
     return list(dict.fromkeys(name for s in steps if s is not None for name in (s.scale, s.zero) if name))
 
 
-def weight_values(net: Network, layers: Iterable[Layer]) -> dict[Layer, Array]:
+def weight_values(net: Network, layers: Iterable[Layer]) -> WeightValues:
     """The value of every layer's weight, integers dequantised. Layers whose weight is computed at run time are left out."""
     fixed = [layer for layer in layers if layer.weight in net.fixed]
-    names = [layer.weight for layer in fixed] + parameter_names(layer.steps for layer in fixed)
-    found = runtime.fixed_values(net, dict.fromkeys(names))
-    shared: dict[tuple[str, Steps | Packed | None], Array] = {}
-    for layer in fixed:
+    mapped = {x.weight for x in fixed if x.weight in net.initializers and references(net.initializers[x.weight])}
+    names = [x.weight for x in fixed if x.weight not in mapped] + parameter_names(layer.steps for layer in fixed)
+    return WeightValues(net, fixed, runtime.fixed_values(net, dict.fromkeys(names)))
+
+
+class WeightValues(Mapping[Layer, Array]):
+    """Values of weights by layer; one that is in a file is mapped anew for everybody who asks, and not kept."""
+
+    def __init__(self, net: Network, layers: Sequence[Layer], found: Mapping[str, Array]) -> None:
+        self._net, self._layers, self._found = net, dict.fromkeys(layers), found
+        self._held: dict[tuple[str, Steps | Packed | None], Array] = {}
+
+    def __getitem__(self, layer: Layer) -> Array:
+        if layer not in self._layers:
+            raise KeyError(layer)
+        if layer.weight not in self._found:
+            value = self._net.array(layer.weight)
+            assert value is not None
+            return dequantised(value, layer.steps, self._found)
         key = (layer.weight, layer.steps)
-        if key not in shared:
-            shared[key] = dequantised(found[layer.weight], layer.steps, found)
-    return {layer: shared[layer.weight, layer.steps] for layer in fixed}
+        if key not in self._held:
+            self._held[key] = dequantised(self._found[layer.weight], layer.steps, self._found)
+        return self._held[key]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 def consumers(groups: Groups) -> list[Layer]:

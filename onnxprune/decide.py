@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxprune import graph
+from onnxprune import wire
 from onnxprune.budget import Budget
+from onnxprune.channels import Index
 from onnxprune.criteria import Sensitivity
+from onnxprune.data import Samples
 from onnxprune.errors import OptionError
 from onnxprune.groups import Size
 from onnxprune.imported import Imported
@@ -47,13 +49,15 @@ def decide(
         return min(decisions, key=lambda d: size_of(imported, d.plan).macs)
     if len(decisions) == 1 or split.calibration is None:
         return decisions[0]
-    errors = [
-        compare(
-            imported.model, surgery(imported.groups, d.plan), split.calibration, split.choice_indices, providers
-        ).relative_l2
-        for d in decisions
-    ]
+    errors = [_error(imported, d, split.calibration, split.choice_indices, providers) for d in decisions]
     return min(zip(errors, decisions, strict=True), key=lambda pair: float("inf") if pair[0] is None else pair[0])[1]
+
+
+def _error(imported: Imported, decision: Decision, samples: Samples, indices: Index, providers: list[str]) -> float | None:
+    cut = surgery(imported.groups, decision.plan)
+    error = compare(imported.model, cut, samples, indices, providers).relative_l2
+    imported.groups.net.scratch.drop(cut)
+    return error
 
 
 def size_of(imported: Imported, plan: Plan) -> Size:
@@ -74,14 +78,16 @@ def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, bu
         seed=settings.seed,
         rescalable={g.id: reweightable(groups, g) for g in groups.prunable},
     )
-    digest, spare = graph.digest(imported.model), 0
+    spare = 0
     while True:
         allocation = allocate(imported.accounting, groups.prunable, selector, budget, spare)
-        decision = Decision(name, *sample(groups.prunable, allocation.choices, selector, digest))
+        decision = Decision(name, *sample(groups.prunable, allocation.choices, selector, groups.net.digest))
         if budget.kind != "bytes":
             return decision
         # A file has more in it than weights: what the cut itself adds (say, a constant of its own) comes off the budget.
-        excess = surgery(groups, decision.plan).ByteSize() - budget.value * imported.size.bytes
+        cut = surgery(groups, decision.plan)
+        excess = wire.size(cut) - budget.value * imported.size.bytes
+        groups.net.scratch.drop(cut)
         if excess <= 0:
             return decision
         spare += math.ceil(excess)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
+from onnxprune import weights
 from onnxprune.channels import Dim
 from onnxprune.control import defined, every_graph, graphs, layout
 from onnxprune.graph import Array, Network
@@ -20,12 +20,16 @@ Transform: TypeAlias = Callable[[Array, int], Array]
 
 
 class Editor:
-    """A copy of the network's model with the means to change it; `model` is the result."""
+    """A copy of the network's model with the means to change it; `model` is the result.
+
+    Of a large model only the graph is copied: what is changed goes into the network's scratch folder.
+    """
 
     def __init__(self, net: Network) -> None:
         self.net = net
         self.model = onnx.ModelProto()
         self.model.CopyFrom(net.source)
+        self._scratch = net.scratch if weights.references(net.source) else None
         followed = net.inside.followed
         self._graphs = list(graphs(self.model.graph, followed))
         self._nodes = [node for _, node in layout(self.model.graph, followed)]  # where the network's nodes stand in the copy
@@ -53,7 +57,7 @@ class Editor:
                 by_use.setdefault((dim.tensor, dim.use), []).append((dim.axis, transform))
         shared: dict[str, dict[str, Array]] = {}
         for (tensor, use), transforms in by_use.items():
-            value = numpy_helper.to_array(self._protos[tensor])
+            value = weights.array(self._protos[tensor])
             for axis, transform in transforms:
                 value = transform(value, axis)
             if use:
@@ -89,7 +93,7 @@ class Editor:
             return
         proto = self._protos[tensor]
         name, doc = proto.name, proto.doc_string
-        proto.CopyFrom(_to_proto(value, proto.data_type))
+        proto.CopyFrom(weights.tensor_of(value, proto.data_type, self._scratch))
         proto.name = name
         if doc:  # even an empty text takes two bytes once it is set
             proto.doc_string = doc
@@ -105,7 +109,7 @@ class Editor:
         self._added[like] = number
         known = self._protos.get(like)
         kind = known.data_type if known is not None else helper.np_dtype_to_tensor_dtype(value.dtype)
-        proto = _to_proto(value, kind)
+        proto = weights.tensor_of(value, kind, self._scratch)
         proto.name = name
         self.model.graph.initializer.append(proto)
         self._protos[name] = self.model.graph.initializer[-1]
@@ -120,7 +124,7 @@ class Editor:
             _set_attribute(node, edit.name, edit.value)
         elif isinstance(edit, SetConst):
             tensor = self._own(edit.source[0], edit.use)
-            value = numpy_helper.to_array(self._protos[tensor]).copy()
+            value = weights.array(self._protos[tensor]).copy()
             value.reshape(-1)[edit.source[1]] = edit.value
             self.set(tensor, value)
         elif isinstance(edit, SetInput):
@@ -152,7 +156,7 @@ class Editor:
         index, position = use
         reads = self._nodes[index].input
         if reads[position] == tensor and not self._alone(tensor):
-            reads[position] = self.add(tensor, numpy_helper.to_array(self._protos[tensor]))
+            reads[position] = self.add(tensor, weights.array(self._protos[tensor]))
         return str(reads[position])
 
     def declare(self, sizes: Mapping[str, Mapping[int, int]]) -> None:
@@ -187,11 +191,6 @@ class Editor:
             if dims[axis].HasField("dim_value"):
                 dims[axis].dim_value = size
         return True
-
-
-def _to_proto(value: Array, data_type: int) -> onnx.TensorProto:
-    dtype = helper.tensor_dtype_to_np_dtype(data_type)
-    return numpy_helper.from_array(np.asarray(value.astype(dtype, copy=False), order="C"))  # a scalar stays one
 
 
 def _declare(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:

@@ -14,8 +14,9 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
+from onnxprune import weights
 from onnxprune.control import LOOPS, Inside, bodies, defined, every_graph, key, outer, states
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array
@@ -77,7 +78,7 @@ class _Scope:
         if name in self.arrays and isinstance(self.arrays[name], np.ndarray):
             return self.arrays[name]
         if name in self.constants:
-            return np.asarray(numpy_helper.to_array(self.constants[name]))
+            return weights.array(self.constants[name])
         raise _Opaque(f"'{name}', which it reads, is no tensor")
 
 

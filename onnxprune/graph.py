@@ -1,4 +1,4 @@
-"""Model files and the graph IR: loading, saving, and a read-only view of a network for the analyses.
+"""The graph IR: a read-only view of a network for the analyses.
 
 The IR is ONNX GraphSurgeon's: `Network.nodes[i]` is the GraphSurgeon node of `model.graph.node[i]`. Analyses walk the
 IR; surgery edits a copy of the ModelProto itself, so that whatever is not touched stays as the exporter wrote it.
@@ -6,167 +6,24 @@ IR; surgery edits a copy of the ModelProto itself, so that whatever is not touch
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
-from onnx import numpy_helper
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from onnxprune import control, inline
+from onnxprune import control, inline, weights, wire
 from onnxprune.control import Inside
-from onnxprune.errors import ModelError, OutputError
+from onnxprune.weights import Scratch
 
 Array = np.ndarray[Any, Any]
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # its warnings would go to the user's standard output
 # Operators that make as many elements as the data have them do.
 DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Range", "Unique"}
-EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
-
-
-# ------------------------------------------------------------------------------------------ reading and writing
-
-
-def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Reads an ONNX file with its external data, and simplifies it (see `inline`).
-
-    Raises ModelError when the file is missing, is not an ONNX model, is truncated, or lacks its external data.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise ModelError(f"no such model file: {path}", hint="give the path of an .onnx file")
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder, not a model file", hint="give the path of an .onnx file")
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError:
-        raise ModelError(f"{path} is not a readable ONNX model", hint="it is truncated or of another format") from None
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from None
-    if not model.graph.node or not model.opset_import:
-        raise ModelError(f"{path} is not an ONNX model", hint="it holds no graph with operators")
-    outside = [t for t in model.graph.initializer if uses_external_data(t)]
-    try:
-        load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        text = str(error).splitlines()[0]
-        raise ModelError(f"the external data of {path} cannot be read: {text}", hint="keep the data file beside it") from None
-    for tensor in outside:
-        tensor.ClearField("data_location")  # now like any other tensor, so that digests do not tell where it was stored
-    return inline.simplified(model, str(path))
-
-
-def external_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The files beside the model at `path` in which it keeps weights; none where it is not a model."""
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(Path(path).read_bytes())
-    except (OSError, DecodeError):
-        return []
-    entries = [e for t in model.graph.initializer if uses_external_data(t) for e in t.external_data]
-    return [Path(path).parent / name for name in dict.fromkeys(e.value for e in entries if e.key == "location")]
-
-
-def data_file(path: str | os.PathLike[str]) -> Path:
-    """Where `save` puts the weights of a model with external data."""
-    return Path(path).with_name(Path(path).name + ".data")
-
-
-def writable(*paths: Path, force: bool) -> None:
-    """Raises OutputError unless files can be written at all of `paths`; asked before long work, not after it."""
-    for i, path in enumerate(paths):
-        if any(path.absolute() == other.absolute() for other in paths[:i]):
-            raise OutputError(f"two outputs would be written to {path}", hint="give each a name of its own")
-        _writable(path, force=force)
-
-
-def _writable(path: Path, *, force: bool) -> None:
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", hint="name a file to write")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is not a regular file", hint="name a file to write")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists already", hint="add --force to replace it, or choose another name")
-    if path.parent.exists() and not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder, so nothing can be written in it", hint="choose another folder")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist", hint="create it first")
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".onnxprune-"):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write in {path.parent}: {error.strerror}", hint="choose another folder") from None
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if, and only if, the block ends well. Raises OutputError."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".onnxprune-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}", hint="is there space, and may you write there?") from None
-
-
-def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool = False) -> None:
-    """Writes the model whole or not at all; with `external`, big tensors go into PATH.data beside it."""
-    path = Path(path)
-    if not external:
-        with whole_file(path) as temporary:
-            temporary.write_bytes(model.SerializeToString(deterministic=True))
-        return
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    data = data_file(path)
-    with whole_file(path) as temporary, whole_file(data) as blob:  # the data are in place before the model that needs them
-        _externalise(copy, blob, data.name)
-        temporary.write_bytes(copy.SerializeToString(deterministic=True))
-
-
-def _externalise(model: onnx.ModelProto, blob: Path, location: str) -> None:
-    offset = 0
-    with blob.open("wb") as out:
-        for tensor in model.graph.initializer:
-            raw = tensor.raw_data
-            if len(raw) < EXTERNAL_THRESHOLD:
-                continue
-            pad = -offset % 4096  # aligned, so that a runtime can map the file
-            out.write(b"\0" * pad + raw)
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", location), ("offset", offset + pad), ("length", len(raw))):
-                entry = tensor.external_data.add()
-                entry.key, entry.value = key, str(value)
-            offset += pad + len(raw)
-
-
-def digest(model: onnx.ModelProto) -> str:
-    """SHA-256 of the model's deterministic serialisation, weights included."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-
-
-# --------------------------------------------------------------------------------------------------- the network
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +33,8 @@ class Network:
     model: the flat graph, see `control`; it is the model itself unless bodies of If, Loop or Scan are followed. shapes:
     concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors. feeds: the
     inputs of that run. again: what a second run, on inputs of other sizes, told; None if there was none. nested: the
-    model itself where `model` is not. inside: what is known of its bodies.
+    model itself where `model` is not. inside: what is known of its bodies. scratch: where edits of a large model put their
+    changed weights; what they yield lasts as long as this does.
     """
 
     model: onnx.ModelProto
@@ -186,11 +44,17 @@ class Network:
     again: Network | None = None
     nested: onnx.ModelProto | None = None
     inside: Inside = field(default_factory=Inside)
+    scratch: Scratch = field(default_factory=Scratch)
 
     @property
     def source(self) -> onnx.ModelProto:
         """The model as the file has it, which can be run and edited."""
         return self.model if self.nested is None else self.nested
+
+    @cached_property
+    def digest(self) -> str:
+        """`wire.digest` of the model as the file has it."""
+        return wire.digest(self.source)
 
     @cached_property
     def static(self) -> bool:
@@ -318,7 +182,7 @@ class Network:
     def array(self, name: str) -> Array | None:
         """The value of a constant tensor, or of one that the probe run recorded; None when it is unknown."""
         if name in self.initializers:
-            return np.asarray(numpy_helper.to_array(self.initializers[name]))
+            return weights.array(self.initializers[name])
         return self.values.get(name)
 
     def label(self, index: int) -> str:

@@ -6,12 +6,13 @@ import fnmatch
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxprune import graph, inline, runtime
+from onnxprune import files, graph, inline, large, runtime, weights, wire
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
@@ -22,7 +23,12 @@ from onnxprune.passes.group import group
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """A model after the `load` and `group` passes, with its size."""
+    """A model after the `load` and `group` passes, with its size.
+
+    model: as the file has it, simplified; the tensors of a large one stay in their files, see `large`.
+    external: whether its weights are, or have to be, in a file of their own. sources: the files that it was read from.
+    scratches: the temporary files that a large model, and what is cut from it, refer to.
+    """
 
     path: str
     model: onnx.ModelProto
@@ -30,6 +36,8 @@ class Imported:
     accounting: Accounting
     size: Size
     external: bool
+    sources: tuple[Path, ...]
+    scratches: tuple[weights.Scratch, ...]
 
     @property
     def specs(self) -> list[InputSpec]:
@@ -51,8 +59,15 @@ def load(
     data, images: sample data as `open_data` takes it, of which one sample sets the sizes that the model leaves open.
     shape: these sizes, see `runtime.input_shapes`. approximate: see `group`.
     """
-    proto = inline.simplified(model) if isinstance(model, onnx.ModelProto) else graph.load(model)
-    path = "" if isinstance(model, onnx.ModelProto) else os.fspath(model)
+    adopted = weights.Scratch()
+    if isinstance(model, onnx.ModelProto):
+        path, proto = "", inline.simplified(large.lean(model, adopted))
+    else:
+        path, proto = os.fspath(model), large.lean(files.load(model), adopted)
+    beside = files.external_files(path) if path else []
+    size = wire.size(proto)
+    if size > wire.LIMIT:
+        large.unsay(proto)
     shapes = runtime.input_shapes(proto, shape)
     try:
         net = runtime.probe(proto, None if data is None or shapes else _sample_feeds(proto, data, images), shapes)
@@ -60,9 +75,17 @@ def load(
         hint = error.hint or "it must run in ONNX Runtime as it is; --shape sets the sizes of inputs that are left open"
         raise ModelError(f"{path}: {error.message}" if path else error.message, hint=hint) from None
     groups = freeze_groups(_analysed(net, approximate), freeze)
-    accounting = Accounting(groups, proto.ByteSize())
-    external = bool(path) and bool(graph.external_files(path))
-    return Imported(path, proto, groups, accounting, accounting.size(accounting.full_widths), external)
+    accounting = Accounting(groups, size)
+    return Imported(
+        path,
+        proto,
+        groups,
+        accounting,
+        accounting.size(accounting.full_widths),
+        external=bool(beside) or size > wire.LIMIT,
+        sources=(Path(path), *beside) if path else (),
+        scratches=(net.scratch, adopted),
+    )
 
 
 def _analysed(net: Network, approximate: bool) -> Groups:

@@ -17,6 +17,7 @@ import onnx
 import onnx.inliner
 from onnx import helper, numpy_helper
 
+from onnxprune import weights
 from onnxprune.control import bodies, defined, every_graph
 from onnxprune.errors import ModelError
 
@@ -173,7 +174,7 @@ class _Constants:
         self.shapes = _declared_shapes(model)
         overridable = {i.name for g in every for i in g.input}  # a caller may feed these instead
         self.known: dict[str, _Value | None] = {
-            t.name: None if t.name in overridable or math.prod(t.dims) > MAX_ELEMENTS else _whole(numpy_helper.to_array(t))
+            t.name: None if t.name in overridable or math.prod(t.dims) > MAX_ELEMENTS else _whole(weights.array(t))
             for g in every
             for t in g.initializer
         }

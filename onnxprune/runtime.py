@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from onnxprune import wire
 from onnxprune.control import flatten
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.explore import Seen, explore
@@ -69,6 +70,8 @@ def session(
 ) -> ort.InferenceSession:
     """An inference session; ModelError with ONNX Runtime's own words when it refuses the model.
 
+    Weights that are in files are mapped by ONNX Runtime itself. optimise: as deployed; else every node runs as it stands,
+    and ONNX Runtime makes no repacked copies of such weights.
     reuse: whether a tensor may take the place of one that is no longer needed. Planning that takes time that grows with the
     square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
     the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
@@ -79,8 +82,11 @@ def session(
     options.enable_mem_reuse = reuse
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    blob, folder = wire.staged(model)
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        options.add_session_config_entry("session.disable_prepacking", str(int(not optimise)))
     try:
-        blob = model.SerializeToString()
         return ort.InferenceSession(blob, options, providers=list(providers or ["CPUExecutionProvider"]))
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
         raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from None

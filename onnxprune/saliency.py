@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGroup
 from onnxprune.errors import DataError
-from onnxprune.graph import whole_file
+from onnxprune.files import whole_file
 
 Scores = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from onnxprune.control import expose
 from onnxprune.criteria import Criterion
 from onnxprune.data import Samples
 from onnxprune.errors import DataError, ModelError
-from onnxprune.graph import Array, digest
+from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer, Packed, Steps
 from onnxprune.saliency import LayerScore, Saliency, Scores
@@ -233,5 +233,5 @@ def fill(part: Index, size: int, groups: Groups) -> Index:
 def _finish(
     groups: Groups, criterion: Criterion, layers: Sequence[LayerScore], samples: int, data: tuple[str, ...]
 ) -> Saliency:
-    model = digest(groups.net.source) if data or not criterion.needs_data else ""
+    model = groups.net.digest if data or not criterion.needs_data else ""
     return Saliency(criterion.name, criterion.combine, samples, tuple(layers), dict(criterion.options), model, data)

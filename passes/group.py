@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxprune.arithmetic import freeze_broken_sizes
 from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
 from onnxprune.control import handed_out, key
-from onnxprune.graph import Array, Network
+from onnxprune.graph import Network
 from onnxprune.groups import Groups, Pin
 from onnxprune.roles import complete_roles
 from onnxprune.rounding import rounded_sums
@@ -33,10 +34,9 @@ from onnxprune.rules import (
 from onnxprune.rules.frozen import REASONS
 from onnxprune.rules.reshape import SHAPE_OPERANDS
 from onnxprune.silence import Silencers, has_offset, silenceable
-from onnxprune.symbolic import Symbols, evaluate, sizes
+from onnxprune.symbolic import Symbols, sizes
 
 SEQUENCES = ("SequenceConstruct", "SplitToSequence")
-TRIALS = 8
 UNSTEADY = "export with fixed input sizes"
 FALL_TOGETHER = "its channels fall together otherwise when the open sizes of the inputs change"
 
@@ -101,7 +101,7 @@ class _Analysis:
         for flaw in rounded_sums(self.net, self.layers):
             self._flaw(flaw)
         self.components = self.coupling.solve()
-        self.freeze_late(self.components)
+        freeze_broken_sizes(self.net, self.musts, self.components)
         return self.finish(self.components)
 
     def stuck(self) -> list[int]:
@@ -309,39 +309,6 @@ class _Analysis:
                 self.unmentioned.extend(Freeze(d, f"graph output '{name}' is its size") for d in sizes(entry))
         # Only axes that some rule has coupled: the others cannot be cut anyhow.
         self.coupling.freezes.extend(f for f in self.unmentioned if f.dim in self.coupling.sizes)
-
-    def freeze_late(self, components: Components) -> None:
-        """Freezes what shape arithmetic would get wrong, by trying random cuts until nothing more is found wrong.
-
-        Every other trial gives the channels random widths instead, under which two sums of sizes that may differ do differ,
-        however few the channels are.
-        """
-        rng = np.random.default_rng(0)
-        changed = bool(self.musts)
-        while changed:
-            changed = False
-            for trial in range(TRIALS):
-                widths = rng.integers(0, 1000 if trial % 2 else 2, components.count)
-                widths[list(components.reasons)] = 1
-                changed |= self._check_musts(components, widths)
-
-    def _check_musts(self, components: Components, widths: Array) -> bool:
-        before = np.concatenate([[0], np.cumsum(widths[components.labels])])  # every position
-
-        def size(dim: Dim) -> int:
-            if dim not in components.offset:
-                return self.net.shapes[dim.tensor][dim.axis]
-            start = components.offset[dim]
-            return int(before[start + components.sizes[dim]] - before[start])
-
-        changed = False
-        for must in self.musts:
-            if evaluate(must.entry, size) != size(must.dim):
-                for dim in (must.dim, *sizes(must.entry)):
-                    if dim in components.offset:
-                        why = f"the size of {must.dim} is computed in a way that a cut would break"
-                        changed |= components.freeze(dim, Frozen(why, "export with fixed sizes, or fold the shape arithmetic"))
-        return changed
 
     def finish(self, components: Components) -> Groups:
         complete_roles(self.net, self.layers, self.node_ties, self.roles)

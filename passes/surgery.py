@@ -150,4 +150,5 @@ def _silence(positions: Index, silent: Array, value: Array, axis: int) -> Array:
 def _multiply(factor: Array, value: Array, axis: int) -> Array:
     shape = [1] * value.ndim
     shape[axis] = len(factor)
-    return (value * factor.reshape(shape)).astype(value.dtype)
+    out = np.empty(value.shape, value.dtype)
+    return np.multiply(value, factor.reshape(shape), out=out, dtype=np.float64, casting="unsafe")  # no copy in float64

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxprune import runtime
+from onnxprune import runtime, wire
 from onnxprune.channels import Index
 from onnxprune.control import every_graph
 from onnxprune.data import Samples
 from onnxprune.errors import ModelError, ValidationError
 from onnxprune.graph import Array, graph_inputs
 from onnxprune.rounding import quantises
+from onnxprune.weights import references
 
 QUANTISED = 5e-2  # a sum that rounds differently may land on the next step of an 8-bit activation
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 BATCH = 16
+HELD = 256 << 20  # bytes of samples and answers that wait for the other model's turn
+UNREAD = (
+    "onnx.checker saw the whole graph, with the type and shape of every tensor, but not the values of {count} large ones, "
+    "which stay in files"
+)
 APPROXIMATED = (
     "some cuts are approximate (--allow-approximate): equality with the masked original was checked for the others only"
 )
@@ -78,12 +86,12 @@ def validate(
     Raises ValidationError when the model is not valid, does not run, or differs from the masked original.
     """
     notes: list[str] = []
+    if count := len(references(pruned)):
+        notes.append(UNREAD.format(count=count))
     checked = _check(original, pruned, notes)
     _same_interface(original, pruned)
     try:
-        deployed = runtime.session(pruned, providers=providers)  # with the optimisations that the oracle leaves out
-        for feed in feeds:
-            runtime.run(deployed, feed)
+        _runs(runtime.session(pruned, providers=providers), feeds)  # with the optimisations that the oracle leaves out
         error = _oracle(original, exact or pruned, masked, feeds) if masked is not None else None
         if exact is not None:
             notes.append(APPROXIMATED)
@@ -99,16 +107,27 @@ def validate(
 
 def _check(original: onnx.ModelProto, pruned: onnx.ModelProto, notes: list[str]) -> bool:
     try:
-        onnx.checker.check_model(pruned, full_check=True)
+        _full_check(pruned)
         return True
+    except OSError:  # no space for the structure: says nothing of the model
+        raise
     except Exception as error:  # the checker and shape inference raise several unrelated types
         first = " ".join(str(error).split())[:200]
         try:
-            onnx.checker.check_model(original, full_check=True)
+            _full_check(original)
         except Exception:
             notes.append(f"onnx.checker refuses the original model too: {first}")
             return False
         raise ValidationError(f"onnx.checker refuses the pruned model: {first}") from None
+
+
+def _full_check(model: onnx.ModelProto) -> None:
+    """Raises what the checker raises. It does not look at values, and could not load a large model with them."""
+    if not references(model):
+        onnx.checker.check_model(model, full_check=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        onnx.checker.check_model(wire.hollow(model, Path(folder)), full_check=True)
 
 
 def _same_interface(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
@@ -125,13 +144,13 @@ def _oracle(
 ) -> float:
     """Largest relative difference between the pruned model and the original with the same channels silenced.
 
-    Always on the CPU and without graph optimisations, so that both sides round alike.
+    Always on the CPU and without graph optimisations, so that both sides round alike. One model after another, so that
+    no more than one is in memory.
     """
-    sessions = [runtime.session(m, optimise=False, reuse=False) for m in (original, masked, pruned)]
+    answers = [_runs(runtime.session(m, optimise=False, reuse=False), feeds) for m in (original, masked, pruned)]
     steps = any(quantises(n) for g in every_graph(original.graph) for n in g.node)
     worst = 0.0
-    for feed in feeds:
-        results = [runtime.run(s, feed) for s in sessions]
+    for results in zip(*answers, strict=True):
         for output, full, mask, cut in zip(original.graph.output, *results, strict=True):
             error, limit = relative_error(full, mask, cut)
             if not error <= (max(limit, QUANTISED) if steps else limit):
@@ -141,6 +160,10 @@ def _oracle(
                 )
             worst = max(worst, error)
     return worst
+
+
+def _runs(session: Any, feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+    return [runtime.run(session, feed) for feed in feeds]
 
 
 def relative_error(original: Any, masked: Any, pruned: Any) -> tuple[float, float]:
@@ -166,13 +189,42 @@ def compare(
     providers: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Runs both models on the same samples. Raises ModelError when either does not run."""
-    before, after = (runtime.session(m, providers=providers) for m in (original, pruned))
+    """Runs both models on the same samples. Raises ModelError when either does not run.
+
+    Large models take turns: what the original answers is kept, up to 256 MB of it, until the pruned one is asked the same.
+    """
+    large = bool(references(original) or references(pruned))
+    turns = _Turns(providers, together=not large)
     compared = Comparison()
+    waiting: list[tuple[Index, dict[str, Array], list[Array]]] = []
+
+    def settle() -> None:
+        for part, batch, before in waiting:
+            labels = None if samples.labels is None else samples.labels[part]
+            compared.add(before, runtime.run(turns.session(pruned), batch), labels, len(part))
+        waiting.clear()
+
     for part, batch in _batches(original, samples, indices, progress):
-        labels = None if samples.labels is None else samples.labels[part]
-        compared.add(runtime.run(before, batch), runtime.run(after, batch), labels, len(part))
+        waiting.append((part, batch, runtime.run(turns.session(original), batch)))
+        if not large or sum(v.nbytes for _, x, y in waiting for v in [*x.values(), *y] if isinstance(v, np.ndarray)) > HELD:
+            settle()
+    settle()
     return compared
+
+
+class _Turns:
+    """The sessions of several models: all of them at once, or only that of the model whose turn it is."""
+
+    def __init__(self, providers: Sequence[str] | None, together: bool) -> None:
+        self._providers, self._together = providers, together
+        self._open: dict[int, Any] = {}
+
+    def session(self, model: onnx.ModelProto) -> Any:
+        if id(model) not in self._open:
+            if not self._together:
+                self._open.clear()
+            self._open[id(model)] = runtime.session(model, providers=self._providers)
+        return self._open[id(model)]
 
 
 def _batches(

@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
 LAYERS = [
     {"errors"},
-    {"channels", "theory"},
-    {"control"},
+    {"channels", "theory", "weights"},
+    {"control", "large", "wire"},
     {"inline"},
-    {"graph", "plan"},
+    {"files", "graph", "plan"},
     {"explore"},
     {"runtime", "symbolic", "data"},
-    {"rules", "edit", "roles", "rounding", "silence"},
+    {"rules", "arithmetic", "edit", "roles", "rounding", "silence"},
     {"groups"},
     {"contraction", "saliency", "budget"},
     {"criteria", "selection"},

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import onnxprune
-from onnxprune import api, cli, graph
+from onnxprune import api, cli, files
 from onnxprune.plan import Plan
 
 Run = Callable[..., tuple[int, str, str]]
@@ -362,7 +362,7 @@ def test_a_full_disk_is_no_bug(given: Path, run: Run, monkeypatch: pytest.Monkey
 
 
 def test_an_operating_system_error_anywhere_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "load", raising(OSError(errno.EIO, "Input/output error", "m.onnx")))
+    monkeypatch.setattr(files, "load", raising(OSError(errno.EIO, "Input/output error", "m.onnx")))
     check_refusal(run("inspect m.onnx"), ("m.onnx: Input/output error",))
 
 

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from quirk import Array, feeds, net, stored
 
 from onnxprune import runtime
-from onnxprune.graph import load
+from onnxprune.files import load
 from onnxprune.groups import Groups
 from onnxprune.passes.group import group
 from onnxprune.passes.surgery import mask, surgery

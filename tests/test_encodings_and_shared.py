@@ -11,7 +11,7 @@ import oracle
 import pytest
 
 from onnxprune import runtime
-from onnxprune.graph import load
+from onnxprune.files import load
 from onnxprune.groups import Accounting, Groups
 from onnxprune.passes.group import group
 

@@ -27,7 +27,7 @@ from quirk import (
 
 from onnxprune import api, runtime
 from onnxprune.errors import ModelError
-from onnxprune.graph import load
+from onnxprune.files import load
 
 TAIL = "y = Conv (last, wl)"
 

@@ -11,7 +11,7 @@ import oracle
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import graph, runtime
+from onnxprune import files, runtime
 from onnxprune.criteria import Sensitivity
 from onnxprune.data import InputSpec, open_data
 from onnxprune.passes.calibrate import calibrate
@@ -235,7 +235,7 @@ def test_local_functions_are_inlined(tmp_path: Path) -> None:
     net = helper.make_model(made, functions=[function], opset_imports=[*opsets, helper.make_opsetid("mine", 1)], ir_version=8)
     path = tmp_path / "f.onnx"
     path.write_bytes(net.SerializeToString())
-    flat = graph.load(path)
+    flat = files.load(path)
     groups = group(runtime.probe(flat, feeds(flat)))
     assert [g.size for g in groups.prunable] == [8]
     oracle.check(flat, feeds(flat), some(groups), groups)

@@ -24,11 +24,11 @@ from onnxprune.contraction import consumers, normal_form
 from onnxprune.criteria import FPGM, L1, L2, Activation, Random, Sensitivity, bounded, shares
 from onnxprune.criteria.shares import Reduce
 from onnxprune.errors import DataError, ModelError
-from onnxprune.graph import digest
 from onnxprune.passes.calibrate import calibrate
 from onnxprune.passes.surgery import surgery
 from onnxprune.plan import Kept, Plan
 from onnxprune.saliency import LayerScore, Saliency
+from onnxprune.wire import digest
 
 Array = np.ndarray[Any, Any]
 BOTH = pytest.mark.parametrize("reduce", ["sum", "max"])

@@ -15,7 +15,7 @@ from quirk import Array, analysed, filled, net, norm, sizes
 
 import onnxprune
 from onnxprune import runtime
-from onnxprune.graph import load, save
+from onnxprune.files import load, save
 from onnxprune.groups import Groups
 
 

@@ -35,7 +35,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import graph, runtime
+from onnxprune import files, runtime, wire
 from onnxprune.budget import Budget
 from onnxprune.criteria.plain import PLAIN
 from onnxprune.groups import Accounting
@@ -243,7 +243,7 @@ class Clock:
 def steps(path: Path, clock: Clock, macs: float) -> None:
     """Runs every step on one file."""
     with clock.step("load"):
-        model = graph.load(path)
+        model = files.load(path)
     with clock.step("probe"):
         net = runtime.probe(model)
         net = net if net.static else runtime.probe_again(net)
@@ -255,7 +255,7 @@ def steps(path: Path, clock: Clock, macs: float) -> None:
         groups = group(net)
         require_prunable(groups)
     with clock.step("accounting"):
-        accounting = Accounting(groups, model.ByteSize())
+        accounting = Accounting(groups, wire.size(model))
     with clock.step("score"):
         saliency = calibrate(groups, PLAIN["l2"](), None, None)
     with clock.step("allocate"):
@@ -306,7 +306,7 @@ def table(counts: list[int], rows: list[dict[str, float]]) -> Iterator[str]:
 
 
 def report(title: str, paths: list[Path], args: argparse.Namespace) -> None:
-    counts = [len(graph.load(p).graph.node) for p in paths]
+    counts = [len(files.load(p).graph.node) for p in paths]
     profile = cProfile.Profile() if args.profile else None
     rows = [totals(r) for r in measure(paths, args.repeats, args.macs, profile)]
     print(f"\n{title}, seconds (median of {args.repeats})\n", *table(counts, rows), sep="\n", flush=True)
@@ -330,7 +330,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{kind}{n}.onnx" for n in args.nodes]
             for path, n in zip(paths, args.nodes, strict=True):
-                graph.save(network(kind, n), path)
+                files.save(network(kind, n), path)
             report(kind, paths, args)
 
 

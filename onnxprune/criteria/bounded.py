@@ -29,6 +29,7 @@ CACHE = 1 << 19  # elements of one intermediate that still fit the processor's c
 DENSE = 0.08  # share of the patches above which the plain evaluation of all is cheaper
 SLACK = 1e-6  # relative differences of sensitivities that do not matter
 PATIENCE = 4  # failures of the bound to narrow anything down, after which a layer is evaluated plainly
+BLOCK = 1 << 24  # weights of which norms are taken at a time
 PAIRS = 1 << 16  # (channel, patch) pairs evaluated at a time
 
 
@@ -59,10 +60,8 @@ class BoundedShares:
         count, per = units.shape
         taps = part.w.shape[2:]
         w = part.w[:, units.ravel()].reshape(len(part.w), count, -1)  # [O, U, m * taps]
-        norms = np.sqrt((w.astype(np.float64) ** 2).sum(axis=2)).T  # [U, O]
-        top = norms.max(axis=1)
-        relative = (norms / np.where(top > 0, top, 1)[:, None]) ** 8
-        constants = {"w": part.w, "v": relative.astype(np.float32).reshape(count, -1, *[1] * len(taps))}
+        top, relative = _norms(w)
+        constants = {"w": part.w, "v": relative.reshape(count, -1, *[1] * len(taps))}
         session = self._session(c, part, count, per)
         weights = np.ascontiguousarray(w.transpose(1, 2, 0))  # [U, m * taps, O]
         step = max(1, CACHE // max(1, int(np.prod(part.x.shape[2:])) * max(count * per, len(part.w))))
@@ -121,6 +120,22 @@ class BoundedShares:
             "axis": np.array([2], np.int64),
         }
         return build_session(nodes, ["x", "w", "u", "v"], ["r", "low", "bound2"], constants, self.providers)
+
+
+def _norms(w: Array) -> tuple[Array, Array]:
+    """(largest norm of every unit's weights over the filters [U], the eighth powers of all relative to it [U, O] float32).
+
+    Some units at a time, so that no double-precision copy is made of a large weight [O, U, m * taps].
+    """
+    filters, count, per = w.shape
+    top, relative = np.empty(count), np.empty((count, filters), np.float32)
+    step = max(1, BLOCK // max(1, filters * per))
+    for start in range(0, count, step):
+        here = slice(start, start + step)
+        norms = np.sqrt((w[:, here].astype(np.float64) ** 2).sum(axis=2)).T  # [units, O]
+        top[here] = norms.max(axis=1)
+        relative[here] = (norms / np.where(top[here] > 0, top[here], 1)[:, None]) ** 8
+    return top, relative
 
 
 def _bar(best: Array, top: Array) -> Array:

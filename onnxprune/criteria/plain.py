@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
 
+BLOCK = 1 << 24  # weights that are scored at a time
+Makers: TypeAlias = Mapping[Dim, Callable[[], Array]]
+
 
 class _WeightCriterion:
     """Scores from the producers' weights: one number per filter, added up over the producers of a group."""
@@ -23,6 +27,7 @@ class _WeightCriterion:
     needs_data = False
     combine: Literal["max", "mean"] = "mean"
     provable = False
+    joint = False  # whether a filter's score depends on the others
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -37,12 +42,13 @@ class _WeightCriterion:
         makers = _makers(groups)
         return [LayerScore("", g.id, self.score(g, makers)) for g in groups.prunable]
 
-    def score(self, group: ChannelGroup, makers: Mapping[Dim, Array]) -> Array:
+    def score(self, group: ChannelGroup, makers: Makers) -> Array:
         """Scores of the group's channels [size]. makers: the weights that make channels, by the axis that these lie on."""
         total = np.zeros(group.size)
         for slot in group.slots:
             if slot.dim in makers:
-                total += self.filters(_filters(group, slot, makers[slot.dim]))
+                for channels, filters in _filters(group, slot, makers[slot.dim](), None if self.joint else BLOCK):
+                    total[channels] += self.filters(filters)
         return total
 
     def filters(self, filters: Array) -> Array:
@@ -50,8 +56,8 @@ class _WeightCriterion:
         raise NotImplementedError
 
 
-def _makers(groups: Groups) -> dict[Dim, Array]:
-    """The axes of weights that no layer sums over, where the prunable groups lie; for each, the weight it belongs to."""
+def _makers(groups: Groups) -> Makers:
+    """The axes of weights that no layer sums over, where the prunable groups lie; for each, what gives its weight."""
     weights = weight_values(groups.net, groups.layers)
     readers: dict[str, list[Layer]] = {}
     for layer in weights:
@@ -60,15 +66,21 @@ def _makers(groups: Groups) -> dict[Dim, Array]:
     for dim in dict.fromkeys(slot.dim for g in groups.prunable for slot in g.slots):
         made_by = [layer for layer in readers.get(dim.tensor, ()) if _reads(layer, dim)]
         if made_by and groups.roles.get(dim) != "consumer" and all(layer.w != dim for layer in made_by):
-            found[dim] = weights[made_by[0]]
+            found[dim] = partial(weights.__getitem__, made_by[0])
     return found
 
 
-def _filters(group: ChannelGroup, slot: Slot, weight: Array) -> Array:
-    """The weights that make each channel, [channels, n], where `slot` is an axis of `weight`."""
-    rows = np.moveaxis(weight, slot.dim.axis, 0)[slot.positions].astype(np.float64).reshape(len(slot.positions), -1)
-    order = np.argsort(slot.channels, kind="stable")
-    return rows[order].reshape(group.size, -1)
+def _filters(group: ChannelGroup, slot: Slot, weight: Array, most: int | None) -> Iterator[tuple[slice, Array]]:
+    """(some channels, the weights that make each of them [channels, n]), where `slot` is an axis of `weight`.
+
+    most: weights at a time, all by default, so that no whole copy is made of a large tensor.
+    """
+    by_position = np.moveaxis(weight, slot.dim.axis, 0)
+    positions = slot.positions[np.argsort(slot.channels, kind="stable")].reshape(group.size, -1)
+    step = group.size if most is None else max(1, most * group.size // max(1, weight.size))
+    for start in range(0, group.size, step):
+        part = positions[start : start + step]
+        yield slice(start, start + len(part)), by_position[part.ravel()].astype(np.float64).reshape(len(part), -1)
 
 
 def _reads(layer: Layer, dim: Dim) -> bool:
@@ -98,6 +110,7 @@ class FPGM(_WeightCriterion):
     """Sum of distances to the other filters: those near the geometric median are redundant (He et al. 2019, 1811.00250)."""
 
     name = "fpgm"
+    joint = True
 
     def filters(self, filters: Array) -> Array:
         square = (filters**2).sum(axis=1)
@@ -133,7 +146,7 @@ class Random(_WeightCriterion):
     def options(self) -> Mapping[str, Any]:
         return {"seed": self._seed}
 
-    def score(self, group: ChannelGroup, makers: Mapping[Dim, Array]) -> Array:
+    def score(self, group: ChannelGroup, makers: Makers) -> Array:
         rng = np.random.default_rng([self._seed, zlib.crc32(group.id.encode())])
         return rng.random(group.size)
 
