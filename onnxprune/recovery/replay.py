@@ -51,8 +51,10 @@ class Replay:
     in which all that it reads is there.
     """
 
-    def __init__(self, model: onnx.ModelProto, batches: Sequence[Mapping[str, Array]]) -> None:
-        self.model = model
+    def __init__(
+        self, model: onnx.ModelProto, batches: Sequence[Mapping[str, Array]], providers: Sequence[str] | None = None
+    ) -> None:
+        self.model, self._providers = model, providers
         self.nodes = list(model.graph.node)
         self._shelf = Shelf()
         self.batches = [{k: self._shelf.put(v) for k, v in b.items()} for b in batches]
@@ -126,7 +128,7 @@ class Replay:
         inside = self._with_constants(piece)
         inputs = sorted({x for i in inside for x in self._reads[i]} & self.available)
         model = self._piece(inside, inputs, outputs)
-        session = runtime.session(model)
+        session = runtime.session(model, providers=self._providers)
         for batch in self.batches:
             found = runtime.run(session, {name: np.asarray(batch[name]) for name in inputs}, outputs)
             for name, value in zip(outputs, found, strict=True):
@@ -169,4 +171,3 @@ class Replay:
                 graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return model
-

@@ -55,6 +55,15 @@ class Linear:
         return self.shape[2:] if self.convolution else ()
 
     @property
+    def outs(self) -> int:
+        """Number of output channels."""
+        if self.op == "MatMul":
+            return self.shape[1]
+        if self.op == "Gemm":
+            return self.shape[0 if self.attributes.get("transB", 0) else 1]
+        return self.shape[1] * self.groups if self.op == "ConvTranspose" else self.shape[0]
+
+    @property
     def _auto(self) -> str:
         auto = self.attributes.get("auto_pad", "NOTSET")
         return auto.decode() if isinstance(auto, bytes) else str(auto)
@@ -71,17 +80,17 @@ class Linear:
             return alpha * (w.T if self.attributes.get("transB", 0) else w)[None]
         g = self.groups
         if self.op == "ConvTranspose":  # [inputs, outputs / groups, *taps]
-            split = w.reshape(g, w.shape[0] // g, w.shape[1], -1)
-            return split.transpose(0, 1, 3, 2).reshape(g, -1, w.shape[1])
-        split = w.reshape(g, w.shape[0] // g, -1)  # [outputs, inputs / groups, *taps]
-        return split.transpose(0, 2, 1)
+            taps_last = w.reshape(g, w.shape[0] // g, w.shape[1], -1)
+            return taps_last.transpose(0, 1, 3, 2).reshape(g, -1, w.shape[1])
+        rows: Array = w.reshape(g, w.shape[0] // g, -1)  # [outputs, inputs / groups, *taps]
+        return rows.transpose(0, 2, 1)
 
     def weight(self, matrix: Array) -> Array:
         """The inverse of `matrix`."""
         if self.op == "MatMul":
-            return matrix[0]
+            return np.asarray(matrix[0])
         if self.op == "Gemm":
-            plain = matrix[0] / float(self.attributes.get("alpha", 1.0))
+            plain: Array = matrix[0] / float(self.attributes.get("alpha", 1.0))
             return plain.T if self.attributes.get("transB", 0) else plain
         if self.op == "ConvTranspose":
             inputs = self.shape[0] // self.groups
@@ -94,9 +103,10 @@ class Linear:
     def outputs(self, z: Array, picks: Index) -> Array:
         """What the layer makes at the picked rows, channels in their order. [len(picks), channels]"""
         if not self.convolution:
-            return z.reshape(-1, z.shape[-1])[picks]
+            return np.asarray(z.reshape(-1, z.shape[-1])[picks])
         at = np.unravel_index(picks, (z.shape[0], *z.shape[2:]))
-        return np.asarray(z[(at[0], slice(None), *at[1:])])
+        where: tuple[Any, ...] = (at[0], slice(None), *at[1:])
+        return np.asarray(z[where])
 
     def inputs(self, x: Array, picks: Index, rows: tuple[int, ...]) -> Array:
         """What the picked rows read. [groups, len(picks), inputs * taps]
@@ -111,9 +121,10 @@ class Linear:
         found = np.empty((len(picks), x.shape[1], int(np.prod(self.taps))), np.float32)
         for t, tap in enumerate(product(*(range(k) for k in self.taps))):
             where = [o[i] for o, i in zip(offsets, tap, strict=True)]
-            inside = np.logical_and.reduce([(0 <= i) & (i < n) for i, n in zip(where, x.shape[2:], strict=True)])
+            inside = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(where, x.shape[2:], strict=True)])
             safe = [np.where(inside, i, 0) for i in where]
-            found[:, :, t] = x[(at[0], slice(None), *safe)]
+            place: tuple[Any, ...] = (at[0], slice(None), *safe)
+            found[:, :, t] = x[place]
             found[~inside, :, t] = 0
         return found.reshape(len(picks), self.groups, -1).transpose(1, 0, 2)
 

@@ -1,0 +1,80 @@
+"""What the original makes at some rows of every layer: the targets of recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxprune import runtime
+from onnxprune.channels import Index
+from onnxprune.graph import Array, Network
+from onnxprune.recovery.replay import Shelf
+from onnxprune.recovery.sites import Site
+
+ROWS = 64  # output positions for each sample: neighbours say much the same
+
+
+@dataclass(eq=False)
+class Target:
+    """Of one layer and batch: which rows, the shape that they are counted in, its own output there and its path's `sum`.
+
+    made, sum: [rows, channels that stay].
+    """
+
+    picks: Index
+    shape: tuple[int, ...]
+    made: Array
+    sum: Array
+
+
+@dataclass(eq=False)
+class Targets:
+    """The targets of every layer, batch by batch, in memory or in temporary files."""
+
+    by_node: dict[int, list[Target]] = field(default_factory=dict)
+    _shelf: Shelf = field(default_factory=Shelf)
+
+    @staticmethod
+    def of(
+        net: Network,
+        found: Sequence[Site],
+        batches: Sequence[Mapping[str, Array]],
+        seed: int,
+        providers: Sequence[str] | None = None,
+    ) -> Targets:
+        """Runs the original once over all batches."""
+        targets = Targets({s.node: [] for s in found})
+        names = list(dict.fromkeys(n for s in found for n in (s.out, s.path.sum)))
+        session = runtime.session(runtime.with_outputs(net.source, names), providers=providers)
+        rng = np.random.default_rng(seed)
+        for batch in batches:
+            values = dict(zip(names, runtime.run(session, {k: np.asarray(v) for k, v in batch.items()}, names), strict=True))
+            count = max(v.shape[0] if v.ndim else 1 for v in batch.values())
+            for site in found:
+                targets._add(site, values, count, rng)
+        return targets
+
+    def _add(self, site: Site, values: Mapping[str, Array], count: int, rng: np.random.Generator) -> None:
+        shape = site.rows(values[site.out].shape)
+        picks = spread(int(np.prod(shape)), ROWS * count, rng)
+        made = self._shelf.put(site.linear.outputs(values[site.out], picks)[:, site.kept])
+        total = made
+        if site.path.sum != site.out:
+            total = self._shelf.put(site.linear.outputs(values[site.path.sum], picks)[:, site.kept])
+        self.by_node[site.node].append(Target(picks, shape, made, total))
+
+    def drop(self, site: Site) -> None:
+        """Forgets the targets of a layer."""
+        for target in self.by_node.pop(site.node):
+            self._shelf.drop(target.made)
+            if target.sum is not target.made:
+                self._shelf.drop(target.sum)
+
+
+def spread(total: int, wanted: int, rng: np.random.Generator) -> Index:
+    """Row numbers, at most `wanted`: one at random from each of as many equal stretches."""
+    if wanted >= total:
+        return np.arange(total)
+    return np.asarray(((np.arange(wanted) + rng.random(wanted)) * (total / wanted)).astype(np.int64))
