@@ -1,8 +1,8 @@
-"""Block elimination: in which order to drop channels when the consumers may adapt their other weights.
+"""Block elimination: in which order to drop channels when what is left may adapt its weights.
 
-A consumer makes Z = X W. Without the rows of W that channel u feeds, the others adapted by least squares, the error grows
-by tr(W_u' (H_uu)^-1 W_u), H the inverse of the Gram matrix X'X (optimal brain surgery, Hassibi and Stork 1993, for
-blocks; [DERIVED] for several outputs: the sum over them). After each step H and W are those of the smaller problem.
+A consumer makes Z = X W. Without the rows of W that channel u feeds, the other rows adapted by least squares, the squared
+error grows by tr(W_u' (H_uu)^-1 W_u), H the inverse of X'X: optimal brain surgery (Hassibi and Stork, 1993) by blocks and
+for several outputs. After each step H and W are those of the smaller problem.
 """
 
 from __future__ import annotations
@@ -17,70 +17,110 @@ from onnxprune.graph import Array
 from onnxprune.saliency import Scores
 
 DAMPING = 1e-3  # of the mean diagonal of the Gram matrix
+SURE = 1 + 1e-9
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """One consumer: its Gram matrix [D, D], its weight [D, O], the rows of the weight that every unit feeds [U, b].
+    """One linear map that reads channels.
 
-    weight: by which errors of this consumer count, one over the energy of its output.
+    gram: X'X about the means [D, D], or for each unit alone [units, b, b], where the others do not adapt. matrix: W [D, O];
+    [units, b, O] in the second case. units: the channels that feed it. rows: the rows of W that each feeds [units, b].
     """
 
     gram: Array
     matrix: Array
+    units: Index
     rows: Index
-    weight: float = 1.0
+
+    @property
+    def adapts(self) -> bool:
+        return self.gram.ndim == 2
+
+    @property
+    def energy(self) -> float:
+        """Sum of squares of Z about its means."""
+        return float((self.matrix * (self.gram @ self.matrix)).sum())
 
 
-class _State:
-    def __init__(self, problem: Problem, damping: float) -> None:
+class _Coupled:
+    """A problem in which the weights that are left adapt."""
+
+    def __init__(self, problem: Problem, count: int) -> None:
         size = len(problem.gram)
-        mean = float(np.trace(problem.gram)) / size
-        self.inverse = np.linalg.inv(problem.gram + (damping * mean + 1e-30) * np.eye(size))
-        self.matrix = problem.matrix.astype(np.float64).copy()
-        self.rows, self.weight = problem.rows, problem.weight
+        damping = DAMPING * float(np.trace(problem.gram)) / size + 1e-30
+        self.inverse = np.linalg.inv(problem.gram + damping * np.eye(size))
+        self.matrix = problem.matrix.astype(np.float64)
+        self.row = np.full((count, problem.rows.shape[1]), -1)
+        self.row[problem.units] = problem.rows
 
     def costs(self, units: Index) -> Array:
-        """Added error of each of the units."""
-        rows = self.rows[units]
-        blocks = self.inverse[rows[:, :, None], rows[:, None, :]]
-        w = self.matrix[rows]
-        return np.asarray(self.weight * (w * np.linalg.solve(blocks, w)).sum((1, 2)))
+        found = np.zeros(len(units))
+        here = self.row[units, 0] >= 0
+        rows = self.row[units[here]]
+        if len(rows):
+            w = self.matrix[rows]
+            found[here] = (w * np.linalg.solve(self.inverse[rows[:, :, None], rows[:, None, :]], w)).sum((1, 2))
+        return found
 
     def drop(self, unit: int) -> None:
-        rows = self.rows[unit]
+        rows = self.row[unit]
+        if rows[0] < 0:
+            return
         across = self.inverse[:, rows]
         step = across @ np.linalg.inv(across[rows])
         self.matrix -= step @ self.matrix[rows]
         self.inverse -= step @ across.T
-        self.matrix[rows] = 0
-        self.inverse[rows] = 0
-        self.inverse[:, rows] = 0
+        self.matrix[rows] = self.inverse[rows] = self.inverse[:, rows] = 0
 
 
-def eliminate(problems: Sequence[Problem], units: int, damping: float = DAMPING) -> Scores:
-    """Error that the network of consumers gains when each unit goes, in the best order. [units]
+class _Independent:
+    """A problem in which nothing adapts: each channel costs what it adds to the output."""
 
-    Made monotone along the order, so that the n highest scores are those of the n units that go last.
+    def __init__(self, problem: Problem, count: int) -> None:
+        self.cost = np.zeros(count)
+        self.cost[problem.units] = (problem.matrix * (problem.gram @ problem.matrix)).sum((1, 2))
+
+    def costs(self, units: Index) -> Array:
+        return self.cost[units]
+
+    def drop(self, unit: int) -> None:
+        pass
+
+
+class _Consumer:
+    """The linear maps of one consumer (a grouped convolution has several); its errors are relative to its output's energy."""
+
+    def __init__(self, problems: Sequence[Problem], count: int) -> None:
+        self.parts = [(_Coupled if p.adapts else _Independent)(p, count) for p in problems]
+        energy = sum(p.energy for p in problems)
+        self.weight = 1 / energy if energy > 0 else 0.0
+
+    def costs(self, units: Index) -> Array:
+        return np.asarray(self.weight * np.sum([p.costs(units) for p in self.parts], axis=0))
+
+    def drop(self, unit: int) -> None:
+        for part in self.parts:
+            part.drop(unit)
+
+
+def eliminate(consumers: Sequence[Sequence[Problem]], count: int) -> Scores:
+    """The error that each of `count` channels adds, relative to the consumers' outputs, when it goes as its turn comes.
+
+    The channel that adds least goes first. Made to increase along that order, so that the n highest scores are those of the
+    n channels that stay longest. The errors that one channel leaves in several consumers are alike, so amplitudes add.
     """
-    states = [_State(p, damping) for p in problems]
-    left = np.arange(units)
-    scores = np.zeros(units)
+    states = [_Consumer(problems, count) for problems in consumers]
+    left = np.arange(count)
+    scores = np.zeros(count)
     so_far = 0.0
-    while len(left) > 1:
-        costs = _joined([s.costs(left) for s in states])
+    while len(left):
+        amplitudes = [np.sqrt(s.costs(left).clip(0)) for s in states]
+        costs = np.sum(amplitudes, axis=0) ** 2 if states else np.zeros(len(left))
         k = int(np.argmin(costs))
-        so_far = max(so_far * (1 + 1e-9), float(costs[k]))
-        unit = int(left[k])
-        scores[unit] = so_far
+        so_far = max(so_far * SURE, float(costs[k]))
+        scores[left[k]] = so_far
         for state in states:
-            state.drop(unit)
+            state.drop(int(left[k]))
         left = np.delete(left, k)
-    if len(left):
-        scores[left[0]] = max(so_far * (1 + 1e-9), float(_joined([s.costs(left) for s in states])[0]))
     return scores
-
-
-def _joined(costs: Sequence[Array]) -> Array:
-    """What several consumers lose together: the errors that one channel leaves in them are alike, so amplitudes add."""
-    return np.asarray(np.sum([np.sqrt(c.clip(0)) for c in costs], axis=0) ** 2)

@@ -38,12 +38,13 @@ class LayerScore:
 class Saliency:
     """Scores of a model's channels under one criterion.
 
-    combine: how scores of two shards of data become one: "max" (sensitivities) or "mean" (weighted by `samples`).
+    combine: how scores of two shards of data become one: "max" (sensitivities) or "mean" (weighted by `samples`); "order"
+    where they do not, because each score depends on which channels went before.
     data: digests of the shards of data that went in, in the order in which they were merged.
     """
 
     criterion: str
-    combine: Literal["max", "mean"]
+    combine: Literal["max", "mean", "order"]
     samples: int
     layers: tuple[LayerScore, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +81,8 @@ class Saliency:
         for name in ("criterion", "combine", "model_digest", "options"):
             if getattr(self, name) != getattr(other, name):
                 raise DataError(f"the calibrations differ in {name.replace('_', ' ')}", hint="merge shards of one calibration")
+        if self.combine == "order":
+            raise DataError(f"calibrations by {self.criterion} do not merge", hint="calibrate on all of the data at once")
         mine, theirs = ({(x.layer, x.group): x for x in s.layers} for s in (self, other))
         if mine.keys() != theirs.keys():
             raise DataError("the calibrations are of different layers", hint="merge shards of one calibration")

@@ -13,7 +13,7 @@ from onnxprune import theory
 from onnxprune.channels import ChannelGroup, Index
 from onnxprune.saliency import Saliency, Scores
 
-Method: TypeAlias = Literal["pfp", "pfp-random", "pfp-deterministic", "top"]
+Method: TypeAlias = Literal["pfp", "pfp-random", "pfp-deterministic", "top", "elimination"]
 MAX_DRAWS = 1_000_000  # more draws than this from a few thousand channels hit every one that matters
 
 
@@ -48,6 +48,11 @@ class Widths:
             return size
         n = max(n, min(self.minimum, size))
         return min(size, -(-n // self.align) * self.align)
+
+    def narrower(self, n: int, size: int) -> int | None:
+        """The next allowed width below n for a group of `size`; None where there is none."""
+        less = (n - 1) // self.align * self.align
+        return less if less >= self.smallest(size) else None
 
 
 @dataclass(frozen=True)

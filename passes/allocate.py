@@ -45,6 +45,8 @@ def allocate(
         return Allocation({g.id: selector.within(g, budget.value) for g in groups}, budget.value)
     ledger = _Ledger(accounting, groups, budget, spare)
     ledger.check_reachable({g.id: selector.widths.smallest(g.size) for g in groups})
+    if selector.method == "elimination":
+        return _by_error(ledger, groups, selector)
     if selector.method == "top":
         return _uniform(ledger, groups, selector)
     return _by_epsilon(ledger, groups, selector)
@@ -136,6 +138,47 @@ def _spend(
     for group in groups:
         if widths[group.id] != len(choices[group.id].indices):
             choices[group.id] = selector.top(group, widths[group.id])
+
+
+def _by_error(ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Selector) -> Allocation:
+    """Narrows, in the whole network, the group that loses least per unit of the budget saved, until the budget is met.
+
+    What a step saves depends on the other widths: it is looked up anew when its turn comes.
+    """
+    tally = ledger.tally({})
+    widths = {g.id: g.size for g in groups}
+    ordered = {g.id: np.sort(selector.scores[g.id]) for g in groups}  # channels go in this order
+    total = tally.total
+
+    def price(i: int) -> float | None:
+        group = groups[i]
+        width = widths[group.id]
+        less = selector.widths.narrower(width, group.size)
+        if less is None:
+            return None
+        error = float(ordered[group.id][group.size - width : group.size - less].sum())
+        saved = total - tally.resize(ledger.column[group.id], less)
+        tally.resize(ledger.column[group.id], width)
+        return error / max(saved, 0.5)
+
+    queue = [(p, i) for i in range(len(groups)) if (p := price(i)) is not None]
+    heapq.heapify(queue)
+    while total > ledger.limit and queue:
+        _, i = heapq.heappop(queue)
+        now = price(i)
+        if now is not None and queue and (now, i) > queue[0]:
+            heapq.heappush(queue, (now, i))
+            continue
+        group = groups[i]
+        less = selector.widths.narrower(widths[group.id], group.size)
+        assert less is not None
+        widths[group.id] = less
+        total = tally.resize(ledger.column[group.id], less)
+        if (after := price(i)) is not None:
+            heapq.heappush(queue, (after, i))
+    choices = {g.id: selector.top(g, widths[g.id]) for g in groups}
+    _spend(ledger, groups, selector, choices, lambda g, n: float(ordered[g.id][g.size - n]))
+    return Allocation(choices, None)
 
 
 def _uniform(ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Selector) -> Allocation:

@@ -128,6 +128,23 @@ class Linear:
             found[~inside, :, t] = 0
         return found.reshape(len(picks), self.groups, -1).transpose(1, 0, 2)
 
+    def space(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The spatial shape of a convolution's output for that of its input (ONNX Conv, ConvTranspose)."""
+        found = []
+        for axis, n in enumerate(size):
+            stride = self._step("strides", axis)
+            reach = (self.taps[axis] - 1) * self._step("dilations", axis) + 1
+            if self._auto in ("SAME_UPPER", "SAME_LOWER"):
+                found.append(-(-n // stride))
+                continue
+            pads = 0 if self._auto == "VALID" else self._pads()[axis] + self._pads()[axis + len(self.taps)]
+            if self.op == "ConvTranspose":
+                more = int(self.attributes.get("output_padding", [0] * len(self.taps))[axis])
+                found.append(stride * (n - 1) + more + reach - pads)
+            else:
+                found.append((n + pads - reach) // stride + 1)
+        return tuple(found)
+
     def _direct(self, at: tuple[Index, ...], space: tuple[int, ...], out: tuple[int, ...]) -> list[list[Index]]:
         """For every axis and tap of it the input position that each picked output reads (ONNX Conv)."""
         found = []

@@ -169,8 +169,11 @@ class _Finder:
         readers = self.readers.get(tensor, [])
         return readers[0] if len(readers) == 1 and readers[0] >= 0 else None
 
+    def _constant(self, name: str) -> Array:
+        return np.asarray(weights.array(self.protos[name]), np.float64)
+
     def _value(self, name: str) -> Array | None:
-        return np.asarray(weights.array(self.protos[name]), np.float64) if name in self.protos else None
+        return self._constant(name) if name in self.protos else None
 
     def _bias(self, node: onnx.NodeProto, linear: Linear) -> Array | None:
         """What the layer itself adds to its sums; None where that is not a constant."""
@@ -223,15 +226,15 @@ class _Finder:
     def _step(self, walk: _Walk, node: onnx.NodeProto, out: Dim, behind: int) -> bool:
         """Follows the output through one node; False where it cannot be followed."""
         if self._normalises(node, walk.tensor):
-            scale, shift, mean, variance = (self._value(x) for x in node.input[1:5])
-            gain = scale / np.sqrt(variance + _attributes(node).get("epsilon", 1e-5))  # type: ignore[operator]
+            scale, shift, mean, variance = (self._constant(x) for x in node.input[1:5])
+            gain = scale / np.sqrt(variance + float(_attributes(node).get("epsilon", 1e-5)))
             walk.gain, walk.shift = walk.gain * gain, (walk.shift - mean) * gain + shift
         elif node.op_type == "Add" and len(set(node.input)) == 2:
             other = _other(node, walk.tensor)
             if other in self.protos:
                 if not self._per_channel(other, len(walk.shift), behind):
                     return False
-                walk.shift = walk.shift + self._value(other).reshape(-1)
+                walk.shift = walk.shift + self._constant(other).reshape(-1)
             elif walk.rest is None and self._alike(other, out):
                 walk.rest = other
             else:
