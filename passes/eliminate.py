@@ -142,9 +142,7 @@ class _Grams:
         for here in units(groups, layer):
             every = np.arange(here.group.size)
             if self.products is not None:
-                found[here.group.id] = [
-                    Problem(each, np.ones_like(each), np.arange(here.group.size), np.zeros_like(each[:, 0], int))
-                ]
+                found[here.group.id] = [_independent(self.products[here.positions].sum(1), every)]
             elif self.parts:
                 made = [p for part in self.parts if (p := part.problem(here.positions)) is not None]
                 found.setdefault(here.group.id, []).extend(made)
