@@ -129,6 +129,9 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-channels", type=int, default=1, metavar="N")
     group.add_argument("--calibration", metavar="CALIB", help="made by `onnxprune calibrate`, instead of --data")
     group.add_argument("--validation", metavar="DATA", help="other data to compare the outputs on")
+    group.add_argument(
+        "--certify", metavar="DATA", help="samples for the certificate alone (default: those that outputs are compared on)"
+    )
     group.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
     group.add_argument("--save-plan", metavar="FILE.json", help="write the plan, for `onnxprune apply`")
     _data(parser)

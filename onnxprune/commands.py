@@ -72,7 +72,7 @@ def prune(args: argparse.Namespace) -> None:
     out = Path(args.out)
     report = Path(args.report) if args.report else api.report_path(out)
     outs = [*api.outputs(out, report, external=bool(files.external_files(args.model))), args.save_plan]
-    _check_outputs(args, outs, [args.model, args.data, args.validation, args.calibration])
+    _check_outputs(args, outs, [args.model, args.data, args.validation, args.certify, args.calibration])
     calibration = Saliency.load(args.calibration) if args.calibration else None
     with terminal.progress(args.quiet) as tell:
         result = api.prune(
@@ -81,6 +81,7 @@ def prune(args: argparse.Namespace) -> None:
             budget=budget,
             calibration=calibration,
             validation=args.validation,
+            certify=args.certify,
             progress=tell,
             **_options(args),
         )

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime, wire
+from onnxprune.certificate.population import Observed, Watch
 from onnxprune.channels import Index
 from onnxprune.control import every_graph
 from onnxprune.data import Samples
@@ -28,6 +29,7 @@ UNREAD = (
     "onnx.checker saw the whole graph, with the type and shape of every tensor, but not the values of {count} large ones, "
     "which stay in files"
 )
+NOTHING = Observed()
 APPROXIMATED = (
     "some cuts are approximate (--allow-approximate): equality with the masked original was checked for the others only"
 )
@@ -41,7 +43,8 @@ class Validation:
     masked_max_relative_error: largest difference to the masked original, over the largest output; None where there was no
     masked original to compare with. agreement: share of
     samples with the same top-1 answer as the original. relative_l2: |pruned - original| / |original| over all outputs.
-    top1: accuracy (before, after) where there are labels. samples: how many were compared.
+    top1: accuracy (before, after) where there are labels. samples: how many were compared. observed: what the certificate
+    needs to know of each.
     """
 
     checker: bool
@@ -52,6 +55,7 @@ class Validation:
     top1: tuple[float, float] | None = None
     samples: int = 0
     notes: tuple[str, ...] = ()
+    observed: Observed = NOTHING
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -101,7 +105,15 @@ def validate(
     except ModelError as failure:
         raise ValidationError(f"the pruned model does not run: {failure.message}") from None
     return Validation(
-        checked, True, error, compared.agreement, compared.relative_l2, compared.top1, compared.samples, tuple(notes)
+        checked,
+        True,
+        error,
+        compared.agreement,
+        compared.relative_l2,
+        compared.top1,
+        compared.samples,
+        tuple(notes),
+        compared.observed,
     )
 
 
@@ -250,9 +262,11 @@ class Comparison:
         self._same = self._answers = 0
         self._right = [0, 0]
         self._labelled = 0
+        self._watch = Watch()
 
     def add(self, before: Sequence[Any], after: Sequence[Any], labels: Array | None, count: int) -> None:
         self.samples += count
+        self._watch.add(before, after, count)
         answered = False
         for a, b in zip(before, after, strict=True):
             if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
@@ -269,10 +283,16 @@ class Comparison:
         first, second = x.argmax(1), y.argmax(1)
         self._same += int((first == second).sum())
         self._answers += len(first)
-        if labels is not None and len(labels) == len(first) and labels.max() < x.shape[1]:
+        known = labels is not None and len(labels) == len(first) and labels.max() < x.shape[1]
+        self._watch.vote(first, second, labels if known else None)
+        if labels is not None and known:
             self._right[0] += int((first == labels).sum())
             self._right[1] += int((second == labels).sum())
             self._labelled += len(labels)
+
+    @property
+    def observed(self) -> Observed:
+        return self._watch.observed
 
     @property
     def relative_l2(self) -> float | None:
