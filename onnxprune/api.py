@@ -171,7 +171,7 @@ def prune(
         _check_calibration(saliency, imported)
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
     held = certifying.held_out(imported, split, other, saliency, settings, calibration is None)
-    job = _Job(imported, saliency, settings, budget, split, held, providers, clock, tell)
+    job = _Job(imported, saliency, settings, budget, split, held, providers, clock, tell, calibration is None)
     decision, pruned, found, told = job.within_budget()
     report = _report(imported, settings, budget, saliency, decision, pruned, found, clock)
     report["certificate"] = told
@@ -191,6 +191,7 @@ class _Job:
     providers: list[str]
     clock: Clock
     tell: Progress
+    measured: bool
 
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """The certificate is part of the file: what it takes comes off a budget of bytes."""
@@ -227,7 +228,7 @@ class _Job:
         with self.clock.stage("certify"):
             models = (pruned, masked)
             told = certifying.certificate(
-                imported, split, self.held, self.saliency, decision, self.settings, models, found, self.providers
+                imported, split, self.held, self.saliency, decision, self.settings, models, found, self.providers, self.measured
             )
         imported.groups.net.scratch.drop(*[m for m in (exact, masked) if m is not None])
         return certifying.attach(pruned, told), found, told

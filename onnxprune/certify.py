@@ -76,11 +76,13 @@ def certificate(
     models: tuple[onnx.ModelProto, onnx.ModelProto],
     found: Validation,
     providers: list[str],
+    measured: bool = True,
     candidates: int = 1,
 ) -> dict[str, Any] | None:
     """The certificate, JSON-ready; None where nothing could be said: no sensitivities and no samples.
 
     models: (pruned, masked). found: the validation, which ran on the samples of `held` unless these are --certify's.
+    measured: whether the calibration was made in this run. candidates: see `population`.
     """
     groups, plan = imported.groups, decision.plan
     if saliency.criterion != "pfp" and split.validation is None and isinstance(held, str):
@@ -96,10 +98,15 @@ def certificate(
         "onnxprune_certificate": VERSION,
         "method": decision.method,
         "seed": settings.seed,
+        "options": {
+            "freeze": list(settings.freeze),
+            "shape": list(settings.shape),
+            "approximate": settings.allow_approximate,
+        },
         "digests": {"original": groups.net.digest, "pruned": wire.digest(without(models[0]))},
         "plan": json.loads(plan.to_json())["groups"],
         "sampling": layers.sampling(groups, decision.shares, saliency, settings.delta),
-        "calibration": layers.calibration(groups, plan, saliency),
+        "calibration": layers.calibration(groups, plan, saliency, measured),
         "network": _network(imported, split, decision, models),
         "population": people,
     }

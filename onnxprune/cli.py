@@ -172,6 +172,8 @@ def _parser() -> _Parser:
     _import(verify)
     verify.add_argument("--report", metavar="FILE.json", help="default: PRUNED.report.json")
     verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.add_argument("--validation", metavar="DATA", help="what `prune` had, to check the certificate's numbers")
+    verify.add_argument("--certify", metavar="DATA", help="what `prune` had, to check the certificate's numbers")
     _data(verify)
     _runtime(verify)
     demo = command("demo", "the main job on the model and the data that ship with onnxprune")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,7 +12,8 @@ from typing import Any
 import onnx
 
 from onnxprune import files, large, runtime, weights, wire
-from onnxprune.certify import without
+from onnxprune.certify import attached, without
+from onnxprune.checker import Sources, check
 from onnxprune.data import open_data
 from onnxprune.errors import PlanError, ValidationError
 from onnxprune.imported import Imported, load
@@ -74,25 +76,37 @@ def verify(
     report: Mapping[str, Any] | None = None,
     data: Any = None,
     *,
+    certificate: Mapping[str, Any] | None = None,
+    validation: Any = None,
+    certify: Any = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Re-validates a pair of files. With the report of the pruning also that it is of these files, and the oracle.
+    """Re-validates a pair of files, and re-checks the certificate in the pruned one; see `onnxprune.checker`.
 
+    report: that of the pruning, to check that it is of these files. certificate: a copy of the one in the file, to compare.
+    validation, certify: the samples of these options of the pruning, where it had any. Freezes, shapes and whether cuts may
+    be approximate are those of the certificate unless `options` say otherwise.
     Raises ValidationError when anything does not hold.
     """
-    settings = Options(**options)
-    if report is not None and report.get("approximate"):
-        settings = replace(settings, allow_approximate=True)
+    smaller = large.lean(files.load(pruned), weights.Scratch())
+    told = _told(smaller, report, certificate)
+    settings = _as_then(Options(**options), report, told)
     imported = load_as(original, data, settings)
-    samples = None if data is None else open_data(data, imported.specs, settings.images)
-    split = Split.of(imported, samples, None, settings)
-    scratch = weights.Scratch()
-    smaller = large.lean(files.load(pruned), scratch)
+    samples, *others = (
+        None if d is None else open_data(d, imported.specs, settings.images) for d in (data, validation, certify)
+    )
+    split = Split.of(imported, samples, others[0], settings)
+    bare = without(smaller)
     exact = masked = None
     if report is not None:
-        build.check_digests(report, imported.groups.net.digest, wire.digest(without(smaller)))
-        exact, masked = oracle_pair(imported, build.plan_of(report))
+        build.check_digests(report, imported.groups.net.digest, wire.digest(bare))
+    lines = []
+    if told is not None:
+        given = {"data": samples, "validation": others[0], "certify": others[1]}
+        lines = check(told, imported, bare, Sources({k: v for k, v in given.items() if v is not None}))
+    if report is not None or told is not None:
+        exact, masked = oracle_pair(imported, _plan(report, told))
     try:
         found = validate(
             imported.model,
@@ -107,4 +121,45 @@ def verify(
         )
     except ValidationError as error:
         raise ValidationError(error.message, hint="is it the pair, and the report, that one pruning wrote?") from None
-    return {"original": Path(original).name, "pruned": Path(pruned).name, "validation": found.to_json()}
+    names = {"original": Path(original).name, "pruned": Path(pruned).name}
+    return {**names, "validation": found.to_json(), "certificate": told, "rechecked": lines}
+
+
+def _told(pruned: onnx.ModelProto, report: Mapping[str, Any] | None, copy: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The certificate, of which all copies must say the same; None where there is none."""
+    text = attached(pruned)
+    try:
+        inside = None if text is None else json.loads(text)
+    except ValueError:
+        raise ValidationError("the certificate in the pruned file is not JSON", hint="was the file changed?") from None
+    copies = [c for c in (inside, copy, None if report is None else report.get("certificate")) if c is not None]
+    if any(c != copies[0] for c in copies):
+        hint = "they are the pruned file's metadata, OUT.certificate.json and the report"
+        raise ValidationError("the copies of the certificate differ", hint=hint)
+    if copies and not isinstance(copies[0], dict):
+        raise ValidationError("the certificate is not as onnxprune writes them", hint="was it changed?")
+    return dict(copies[0]) if copies else None
+
+
+def _as_then(settings: Options, report: Mapping[str, Any] | None, told: Mapping[str, Any] | None) -> Options:
+    then = told.get("options") if told is not None else None
+    if report is not None and report.get("approximate"):
+        settings = replace(settings, allow_approximate=True)
+    if not isinstance(then, Mapping):
+        return settings
+    try:
+        return replace(
+            settings,
+            allow_approximate=settings.allow_approximate or bool(then["approximate"]),
+            freeze=settings.freeze or tuple(then["freeze"]),
+            shape=settings.shape or tuple(then["shape"]),
+        )
+    except (KeyError, TypeError):
+        raise ValidationError("the options in the certificate are not as onnxprune writes them") from None
+
+
+def _plan(report: Mapping[str, Any] | None, told: Mapping[str, Any] | None) -> Plan:
+    if report is not None:
+        return build.plan_of(report)
+    assert told is not None
+    return Plan.from_json(json.dumps({"groups": told["plan"]}))

@@ -29,7 +29,7 @@ LAYERS = [
     {"imported"},
     {"splits"},
     {"decide"},
-    {"certify"},
+    {"certify", "checker"},
     {"pairs"},
     {"api"},
     {"commands"},

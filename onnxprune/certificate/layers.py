@@ -84,9 +84,10 @@ def _drawn(share: Share) -> dict[str, Any]:
     }
 
 
-def calibration(groups: Groups, plan: Plan, saliency: Saliency) -> dict[str, Any]:
+def calibration(groups: Groups, plan: Plan, saliency: Saliency, measured: bool = True) -> dict[str, Any]:
     """Sum over channels of |weight - 1| times the sensitivity: 0 is the weight of a dropped channel.
 
+    measured: whether that was done in this run, on its own data.
     |z^ - z| = |sum_j (w_j - 1) c_j| <= sum_j |w_j - 1| s_j z in every event of a calibration sample, as c_j <= s_j z there.
     """
     if (reason := _obstacle(saliency)) is not None:
@@ -109,6 +110,7 @@ def calibration(groups: Groups, plan: Plan, saliency: Saliency) -> dict[str, Any
         all(x["vacuous"] for x in layers.values()),
         K=1,
         samples=saliency.samples,
+        source="data" if measured else "file",
         data=list(saliency.data),
         mode=str(saliency.options.get("mode", "exact")),
         layers=layers,
