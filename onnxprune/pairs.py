@@ -89,7 +89,8 @@ def verify(
     be approximate are those of the certificate unless `options` say otherwise.
     Raises ValidationError when anything does not hold.
     """
-    smaller = large.lean(files.load(pruned), weights.Scratch())
+    scratch = weights.Scratch()  # lasts as long as what refers to it
+    smaller = large.lean(files.load(pruned), scratch)
     told = _told(smaller, report, certificate)
     settings = _as_then(Options(**options), report, told)
     imported = load_as(original, data, settings)

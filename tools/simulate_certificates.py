@@ -231,9 +231,9 @@ def sequence_rate(name: str, trials: int, *, sequential: bool, control: bool = F
     rng, n, delta = np.random.default_rng(5), 400, 0.1
     truth = np.array([0.02, 0.04, 0.06, 0.08, *[0.101] * 10])
     failures = 0
+    limits = np.array([confidence.upper(k, n, delta) for k in range(n + 1)])
     for _ in range(trials):
-        seen = rng.binomial(n, truth)
-        passes = [confidence.upper(int(k), n, delta) <= 0.1 for k in seen]
+        passes = list(limits[rng.binomial(n, truth)] <= 0.1)
         if sequential:
             last, _ = confidence.fixed_sequence(range(len(truth)), passes.__getitem__)
         else:

@@ -48,6 +48,8 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         console.print(line)
     for line in certificate_lines(report["certificate"]):
         console.print(line)
+    if budget["kind"] == "eps" and not any(g["removed"] for g in report["groups"]):
+        console.print(f"the smallest network with an error of at most {budget['value']:g} is the whole network")
     if out:
         console.print(f"written: [bold]{escape(out)}[/] ({sum(report['seconds'].values()):.1f} s)")
 
