@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from onnxprune import runtime, wire
 from onnxprune.certificate.population import Observed, Watch
 from onnxprune.channels import Index
 from onnxprune.control import every_graph
-from onnxprune.data import Samples
+from onnxprune.data import Digest, Samples
 from onnxprune.errors import ModelError, ValidationError
 from onnxprune.graph import Array, graph_inputs
 from onnxprune.rounding import quantises
@@ -99,9 +99,11 @@ def validate(
         error = _oracle(original, exact or pruned, masked, feeds) if masked is not None else None
         if exact is not None:
             notes.append(APPROXIMATED)
+        observed = NOTHING
         compared = Comparison()
         if samples is not None and indices is not None:
             compared = compare(original, pruned, samples, indices, providers, progress)
+            observed = compared.observed
     except ModelError as failure:
         raise ValidationError(f"the pruned model does not run: {failure.message}") from None
     return Validation(
@@ -113,7 +115,7 @@ def validate(
         compared.top1,
         compared.samples,
         tuple(notes),
-        compared.observed,
+        observed,
     )
 
 
@@ -207,7 +209,7 @@ def compare(
     """
     large = bool(references(original) or references(pruned))
     turns = _Turns(providers, together=not large)
-    compared = Comparison()
+    compared, digest = Comparison(), Digest(samples.inputs)
     waiting: list[tuple[Index, dict[str, Array], list[Array]]] = []
 
     def settle() -> None:
@@ -217,10 +219,12 @@ def compare(
         waiting.clear()
 
     for part, batch in _batches(original, samples, indices, progress):
+        digest.add(batch, len(part))
         waiting.append((part, batch, runtime.run(turns.session(original), batch)))
         if not large or sum(v.nbytes for _, x, y in waiting for v in [*x.values(), *y] if isinstance(v, np.ndarray)) > HELD:
             settle()
     settle()
+    compared.data = digest.hexdigest()
     return compared
 
 
@@ -258,6 +262,7 @@ class Comparison:
 
     def __init__(self) -> None:
         self.samples = 0
+        self.data = ""  # digest of the samples
         self._difference = self._norm = 0.0
         self._same = self._answers = 0
         self._right = [0, 0]
@@ -292,7 +297,7 @@ class Comparison:
 
     @property
     def observed(self) -> Observed:
-        return self._watch.observed
+        return replace(self._watch.observed, data=self.data)
 
     @property
     def relative_l2(self) -> float | None:

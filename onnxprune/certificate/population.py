@@ -21,7 +21,7 @@ class Observed:
 
     changed: how many have another top-1 answer; None where no output is a vector of class scores. lost, gained: how many
     right answers went and came; None without labels. moved: |pruned - original|/|original| of every sample, over all
-    floating-point outputs; None where the outputs do not have one row a sample.
+    floating-point outputs; None where the outputs do not have one row a sample. data: the samples' digest.
     """
 
     samples: int = 0
@@ -29,6 +29,7 @@ class Observed:
     lost: int | None = None
     gained: int | None = None
     moved: tuple[float, ...] | None = None
+    data: str = ""
 
 
 def population(seen: Observed, delta: float, candidates: int = 1) -> dict[str, Any]:
@@ -145,6 +146,7 @@ class Watch:
 
     @property
     def observed(self) -> Observed:
+        """All batches so far, without the digest of their samples."""
         n = self._samples
         answered, labelled = n > 0 and self._answers == n, n > 0 and self._labelled == n
         return Observed(
