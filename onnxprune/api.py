@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,40 @@ from typing import Any
 import onnx
 
 import onnxprune
+from onnxprune import certify as certifying
 from onnxprune import files, large, runtime, weights, wire
 from onnxprune.budget import Budget
 from onnxprune.criteria import Criterion, Sensitivity
 from onnxprune.criteria.plain import PLAIN, Random
 from onnxprune.data import open_data
 from onnxprune.decide import Decision, decide, size_of
-from onnxprune.errors import BudgetError, DataError, PlanError, ValidationError
-from onnxprune.imported import Imported, load, require_prunable
+from onnxprune.errors import BudgetError, DataError
+from onnxprune.imported import Imported, require_prunable
 from onnxprune.options import Options
+from onnxprune.pairs import applied, apply, load_as, oracle_pair, verify
 from onnxprune.passes.allocate import require_reachable
 from onnxprune.passes.calibrate import calibrate as calibrate_pass
-from onnxprune.passes.surgery import mask, surgery
+from onnxprune.passes.surgery import surgery
 from onnxprune.passes.validate import Validation, validate
 from onnxprune.plan import Plan
 from onnxprune.report import build
 from onnxprune.saliency import Saliency
 from onnxprune.selection import Widths
 from onnxprune.splits import Split
+
+__all__ = [
+    "Progress",
+    "Result",
+    "applied",
+    "apply",
+    "calibrate",
+    "certificate_path",
+    "criterion_for",
+    "outputs",
+    "prune",
+    "report_path",
+    "verify",
+]
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)."""
@@ -64,7 +81,7 @@ class Result:
         return large.whole(self.stored)
 
     def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, *, force: bool = False) -> None:
-        """Writes the model and, beside it or at `report`, the report; each whole or not at all.
+        """Writes the model, beside it the certificate and, there or at `report`, the report; each whole or not at all.
 
         Raises OutputError when that fails, also when it would replace a file that the original model is in.
         """
@@ -73,8 +90,10 @@ class Result:
         files.apart(targets, self.sources)
         files.writable(*targets, force=force)
         files.save(self.stored, path, external=self.external_data)
-        with files.whole_file(where) as temporary:
-            temporary.write_text(json.dumps(self.report, indent=1) + "\n")
+        for target, told in ((where, self.report), (certificate_path(path), self.certificate)):
+            if told is not None:
+                with files.whole_file(target) as temporary:
+                    temporary.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def report_path(out: str | os.PathLike[str]) -> Path:
@@ -82,9 +101,14 @@ def report_path(out: str | os.PathLike[str]) -> Path:
     return Path(out).with_name(Path(out).name + ".report.json")
 
 
+def certificate_path(out: str | os.PathLike[str]) -> Path:
+    """Where the certificate of OUT goes: OUT.certificate.json."""
+    return Path(out).with_name(Path(out).name + ".certificate.json")
+
+
 def outputs(out: Path, report: Path, *, external: bool) -> list[Path]:
     """Every file that `Result.save` writes."""
-    return [out, report, *([files.data_file(out)] if external else [])]
+    return [out, report, certificate_path(out), *([files.data_file(out)] if external else [])]
 
 
 class Clock:
@@ -117,6 +141,7 @@ def prune(
     budget: Budget | Mapping[str, float],
     calibration: Saliency | None = None,
     validation: Any = None,
+    certify: Any = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -124,7 +149,8 @@ def prune(
 
     model: a path or a ModelProto, which is not changed. data: whatever `open_data` takes; optional for the criteria that
     look at weights only and when `calibration` is given. budget: `Budget` or e.g. {"macs": 0.5}. validation: other data to
-    compare outputs on; by default samples that were not used to calibrate. options: the fields of `Options`.
+    compare outputs on; by default samples that were not used to calibrate. certify: samples that are used for nothing but the
+    certificate, by default those that outputs are compared on. options: the fields of `Options`.
     Raises OnnxPruneError's children; ValidationError means that the result was not fit to be used.
     """
     settings = Options(**options)
@@ -143,27 +169,69 @@ def prune(
     with clock.stage("calibrate"):
         saliency = calibration or _calibrated(imported, settings, providers, split, tell)
         _check_calibration(saliency, imported)
-    with clock.stage("sample"):
-        decision = decide(imported, saliency, settings, budget, split, providers)
-    with clock.stage("surgery"):
-        pruned = surgery(imported.groups, decision.plan)
-        exact, masked = _oracle_pair(imported, decision.plan)
-    with clock.stage("validate"):
-        found = validate(
-            imported.model,
-            pruned,
-            masked,
-            split.oracle_feeds(imported),
-            split.validation,
-            split.validation_indices,
-            providers=providers,
-            progress=lambda done, total: tell("validate", done, total),
-            exact=exact,
-        )
-    imported.groups.net.scratch.drop(*[m for m in (exact, masked) if m is not None])
+    other = None if certify is None else open_data(certify, imported.specs, settings.images)
+    held = certifying.held_out(imported, split, other, saliency, settings, calibration is None)
+    job = _Job(imported, saliency, settings, budget, split, held, providers, clock, tell, calibration is None)
+    decision, pruned, found, told = job.within_budget()
     report = _report(imported, settings, budget, saliency, decision, pruned, found, clock)
-    certificate, external = report["certificate"], imported.external
-    return Result(pruned, decision.plan, report, certificate, external, imported.sources, imported.scratches)
+    report["certificate"] = told
+    return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is left to do once the channels are scored: decide, cut, validate, certify."""
+
+    imported: Imported
+    saliency: Saliency
+    settings: Options
+    budget: Budget
+    split: Split
+    held: certifying.Held | str
+    providers: list[str]
+    clock: Clock
+    tell: Progress
+    measured: bool
+
+    def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
+        """The certificate is part of the file: what it takes comes off a budget of bytes."""
+        spare = 0
+        while True:
+            with self.clock.stage("sample"):
+                decision = decide(self.imported, self.saliency, self.settings, self.budget, self.split, self.providers, spare)
+            pruned, found, told = self._made(decision)
+            excess = 0.0
+            if self.budget.kind == "bytes":
+                excess = wire.size(pruned) - self.budget.value * self.imported.size.bytes
+            if excess <= 0:
+                return decision, pruned, found, told
+            self.imported.groups.net.scratch.drop(pruned)
+            spare += math.ceil(excess)
+
+    def _made(self, decision: Decision) -> tuple[onnx.ModelProto, Validation, dict[str, Any] | None]:
+        imported, split = self.imported, self.split
+        with self.clock.stage("surgery"):
+            pruned = surgery(imported.groups, decision.plan)
+            exact, masked = oracle_pair(imported, decision.plan)
+        with self.clock.stage("validate"):
+            found = validate(
+                imported.model,
+                pruned,
+                masked,
+                split.oracle_feeds(imported),
+                split.validation,
+                split.validation_indices,
+                providers=self.providers,
+                progress=lambda done, total: self.tell("validate", done, total),
+                exact=exact,
+            )
+        with self.clock.stage("certify"):
+            models = (pruned, masked)
+            told = certifying.certificate(
+                imported, split, self.held, self.saliency, decision, self.settings, models, found, self.providers, self.measured
+            )
+        imported.groups.net.scratch.drop(*[m for m in (exact, masked) if m is not None])
+        return certifying.attach(pruned, told), found, told
 
 
 def calibrate(
@@ -176,97 +244,15 @@ def calibrate(
     return _calibrated(imported, settings, runtime.providers(settings.providers), split, tell)
 
 
-def apply(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options: Any) -> tuple[Imported, onnx.ModelProto]:
-    """(the imported model, the pruned model) of a plan made elsewhere, oracle included. options: those about the model.
-
-    The weights of a pruned model of more than 1 GiB last as long as the imported one, see `Result.model`.
-    Raises PlanError when the plan is for another model, ValidationError when the result is not fit to be used.
-    """
-    imported, pruned = applied(model, plan, **options)
-    return imported, large.whole(pruned)
-
-
-def applied(model: str | os.PathLike[str] | onnx.ModelProto, plan: Plan, **options: Any) -> tuple[Imported, onnx.ModelProto]:
-    """`apply`, but the large tensors of the pruned model may be references."""
-    settings = Options(**options)
-    imported = _load(model, None, settings)
-    if plan.model_digest and plan.model_digest != imported.groups.net.digest:
-        raise PlanError("the plan was made for another model", hint="apply it to the file that it was made from")
-    pruned = surgery(imported.groups, plan)
-    exact, masked = _oracle_pair(imported, plan)
-    validate(imported.model, pruned, masked, [imported.groups.net.feeds], exact=exact)
-    return imported, pruned
-
-
-def _oracle_pair(imported: Imported, plan: Plan) -> tuple[onnx.ModelProto | None, onnx.ModelProto]:
-    """What the oracle compares: (the model with exact cuts only, None where all cuts are; the model that masks the same)."""
-    groups = imported.groups
-    comparable = [g.id for g in groups.prunable if g.flaw is None or g.flaw.comparable]
-    part = plan.only(comparable)
-    whole = all(name in part.groups or (len(k.indices) == k.size and k.scale is None) for name, k in plan.groups.items())
-    return None if whole else surgery(groups, part), mask(groups, part)
-
-
-def verify(
-    original: str | os.PathLike[str],
-    pruned: str | os.PathLike[str],
-    report: Mapping[str, Any] | None = None,
-    data: Any = None,
-    *,
-    progress: Progress | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Re-validates a pair of files. With the report of the pruning also that it is of these files, and the oracle.
-
-    Raises ValidationError when anything does not hold.
-    """
-    settings = Options(**options)
-    if report is not None and report.get("approximate"):
-        settings = replace(settings, allow_approximate=True)
-    imported, split = _import(original, data, None, settings)
-    scratch = weights.Scratch()
-    smaller = large.lean(files.load(pruned), scratch)
-    exact = masked = None
-    if report is not None:
-        build.check_digests(report, imported.groups.net.digest, wire.digest(smaller))
-        exact, masked = _oracle_pair(imported, build.plan_of(report))
-    try:
-        found = validate(
-            imported.model,
-            smaller,
-            masked,
-            split.oracle_feeds(imported),
-            split.validation,
-            split.validation_indices,
-            providers=runtime.providers(settings.providers),
-            progress=lambda done, total: progress("validate", done, total) if progress else None,
-            exact=exact,
-        )
-    except ValidationError as error:
-        raise ValidationError(error.message, hint="is it the pair, and the report, that one pruning wrote?") from None
-    return {"original": Path(original).name, "pruned": Path(pruned).name, "validation": found.to_json()}
-
-
 def _import(
     model: str | os.PathLike[str] | onnx.ModelProto, data: Any, validation: Any, settings: Options, *, prunable: bool = False
 ) -> tuple[Imported, Split]:
-    imported = _load(model, data, settings)
+    imported = load_as(model, data, settings)
     if prunable:
         require_prunable(imported.groups)
     samples = None if data is None else open_data(data, imported.specs, settings.images)
     held_out = None if validation is None else open_data(validation, imported.specs, settings.images)
     return imported, Split.of(imported, samples, held_out, settings)
-
-
-def _load(model: str | os.PathLike[str] | onnx.ModelProto, data: Any, settings: Options) -> Imported:
-    return load(
-        model,
-        freeze=settings.freeze,
-        data=data,
-        images=settings.images,
-        shape=settings.shape,
-        approximate=settings.allow_approximate,
-    )
 
 
 def _budget(mapping: Mapping[str, float]) -> Budget:
@@ -329,12 +315,12 @@ def _report(
         "budget": budget.to_json(),
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},
         "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},
-        "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(pruned)},
+        "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(certifying.without(pruned))},
         "prunable": {"macs": macs, "params": params},
         "calibration": {"samples": saliency.samples, "data": list(saliency.data), "criterion": saliency.criterion},
         "groups": build.group_entries(imported.groups, plan),
         "layers": build.layer_entries(imported.groups, accounting, plan, decision.shares if provable else {}),
-        "certificate": build.certificate(decision.shares, saliency.samples, settings.delta, provable),
+        "certificate": None,
         "validation": found.to_json(),
-        "seconds": {k: clock.seconds.get(k, 0.0) for k in ("import", "calibrate", "sample", "surgery", "validate")},
+        "seconds": {k: clock.seconds.get(k, 0.0) for k in ("import", "calibrate", "sample", "surgery", "validate", "certify")},
     }

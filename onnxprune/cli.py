@@ -129,6 +129,9 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-channels", type=int, default=1, metavar="N")
     group.add_argument("--calibration", metavar="CALIB", help="made by `onnxprune calibrate`, instead of --data")
     group.add_argument("--validation", metavar="DATA", help="other data to compare the outputs on")
+    group.add_argument(
+        "--certify", metavar="DATA", help="samples for the certificate alone (default: those that outputs are compared on)"
+    )
     group.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
     group.add_argument("--save-plan", metavar="FILE.json", help="write the plan, for `onnxprune apply`")
     _data(parser)
@@ -169,6 +172,8 @@ def _parser() -> _Parser:
     _import(verify)
     verify.add_argument("--report", metavar="FILE.json", help="default: PRUNED.report.json")
     verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.add_argument("--validation", metavar="DATA", help="what `prune` had, to check the certificate's numbers")
+    verify.add_argument("--certify", metavar="DATA", help="what `prune` had, to check the certificate's numbers")
     _data(verify)
     _runtime(verify)
     demo = command("demo", "the main job on the model and the data that ship with onnxprune")

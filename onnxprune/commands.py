@@ -72,7 +72,7 @@ def prune(args: argparse.Namespace) -> None:
     out = Path(args.out)
     report = Path(args.report) if args.report else api.report_path(out)
     outs = [*api.outputs(out, report, external=bool(files.external_files(args.model))), args.save_plan]
-    _check_outputs(args, outs, [args.model, args.data, args.validation, args.calibration])
+    _check_outputs(args, outs, [args.model, args.data, args.validation, args.certify, args.calibration])
     calibration = Saliency.load(args.calibration) if args.calibration else None
     with terminal.progress(args.quiet) as tell:
         result = api.prune(
@@ -81,6 +81,7 @@ def prune(args: argparse.Namespace) -> None:
             budget=budget,
             calibration=calibration,
             validation=args.validation,
+            certify=args.certify,
             progress=tell,
             **_options(args),
         )
@@ -182,19 +183,42 @@ def verify(args: argparse.Namespace) -> None:
     path = Path(args.report) if args.report else api.report_path(args.pruned)
     report = _read_report(path) if args.report or path.exists() else None
     with terminal.progress(args.quiet) as tell:
-        found = api.verify(args.original, args.pruned, report, args.data, progress=tell, **_options(args))
+        found = api.verify(
+            args.original,
+            args.pruned,
+            report,
+            args.data,
+            certificate=_read_certificate(api.certificate_path(args.pruned)),
+            validation=args.validation,
+            certify=args.certify,
+            progress=tell,
+            **_options(args),
+        )
     if args.json:
         print(json.dumps(found, indent=1))
         return
     console = _console(args)
     for line in terminal.validation_lines(found["validation"]):
         console.print(line)
-    if report is None:
-        console.print(f"no report at {escape(str(path))}: masked equivalence was not checked")
-    else:
-        console.print("the report is of these two files; its certificate:")
-        for line in terminal.certificate_lines(report.get("certificate")):
-            console.print("  " + line)
+    told = found["certificate"]
+    if report is not None:
+        console.print("the report is of these two files")
+    elif told is None:
+        console.print(f"no report at {escape(str(path))}, and no certificate: masked equivalence was not checked")
+    for line in terminal.certificate_lines(told):
+        console.print(line)
+    for line in found["rechecked"]:
+        console.print(f"re-checked, {escape(line)}" if not line.startswith("not ") else escape(line))
+
+
+def _read_certificate(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        hint = "certificates are made by `onnxprune prune`"
+        raise OptionError(f"{path} is not a certificate of onnxprune: {_reason(error)}", hint=hint) from None
 
 
 def _read_report(path: Path) -> dict[str, Any]:
@@ -202,7 +226,6 @@ def _read_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text())
         if not isinstance(report, dict) or "groups" not in report:
             raise ValueError("no groups in it")
-        list(terminal.certificate_lines(report.get("certificate")))
         return report
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = "reports are made by `onnxprune prune`"

@@ -35,16 +35,25 @@ class Decision:
 
 
 def decide(
-    imported: Imported, saliency: Saliency, settings: Options, budget: Budget, split: Split, providers: list[str]
+    imported: Imported,
+    saliency: Saliency,
+    settings: Options,
+    budget: Budget,
+    split: Split,
+    providers: list[str],
+    spare: int = 0,
 ) -> Decision:
-    """The plan of the method asked for; `auto` tries what the calibration allows and keeps what moves outputs least."""
+    """The plan of the method asked for; `auto` tries what the calibration allows and keeps what moves outputs least.
+
+    spare: bytes of the budget to leave unused.
+    """
     provable = saliency.criterion == Sensitivity.name
     asked = settings.method
     if (asked != "auto" and provable != asked.startswith("pfp")) or (not provable and asked != saliency.criterion):
         fitting = "auto or pfp" if provable else saliency.criterion
         raise OptionError(f"--method {asked} does not fit a calibration by '{saliency.criterion}'", hint=f"give {fitting}")
     names = ["pfp", "pfp-deterministic"] if asked == "auto" else [asked]
-    decisions = [_by(name, imported, saliency, settings, budget) for name in names]
+    decisions = [_by(name, imported, saliency, settings, budget, spare) for name in names]
     if budget.kind == "eps":  # both keep the promise: the smaller network is what was asked for
         return min(decisions, key=lambda d: size_of(imported, d.plan).macs)
     if len(decisions) == 1 or split.calibration is None:
@@ -66,7 +75,7 @@ def size_of(imported: Imported, plan: Plan) -> Size:
     return accounting.size(accounting.widths({g: k.indices for g, k in plan.groups.items()}))
 
 
-def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, budget: Budget) -> Decision:
+def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, budget: Budget, spare: int) -> Decision:
     groups = imported.groups
     method: Method = name if name.startswith("pfp") else "top"  # type: ignore[assignment]  # one of the three
     selector = Selector(
@@ -78,10 +87,10 @@ def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, bu
         seed=settings.seed,
         rescalable={g.id: reweightable(groups, g) for g in groups.prunable},
     )
-    spare = 0
     while True:
         allocation = allocate(imported.accounting, groups.prunable, selector, budget, spare)
-        decision = Decision(name, *sample(groups.prunable, allocation.choices, selector, groups.net.digest))
+        searched = budget.kind != "eps"
+        decision = Decision(name, *sample(groups.prunable, allocation.choices, selector, groups.net.digest, searched))
         if budget.kind != "bytes":
             return decision
         # A file has more in it than weights: what the cut itself adds (say, a constant of its own) comes off the budget.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,7 +22,9 @@ class Choice:
     """The channels of one group that stay, and what the theory says of it.
 
     indices: sorted. scale: reweighting of each, None for 1. draws: m; 0 where nothing was sampled. sampled_sum: the sum of
-    sensitivities that the draws had to represent. dropped_sum: the sum over the channels that go.
+    sensitivities that the draws had to represent. dropped_sum: the sum over the channels that go. certain: those that were
+    kept without a draw, beside others that were drawn. added_sum: the sum over channels that were added to the drawn ones, with
+    weight 1, to fill up an aligned width.
     """
 
     indices: Index
@@ -30,6 +32,8 @@ class Choice:
     draws: int = 0
     sampled_sum: float = 0.0
     dropped_sum: float = 0.0
+    certain: Index = field(default_factory=lambda: np.empty(0, np.int64))
+    added_sum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ class Widths:
 
 @dataclass(frozen=True)
 class Share:
-    """The sampling theorem's numbers for one group. epsilon >= 1 says nothing: `vacuous`."""
+    """The sampling theorem's numbers for one group. epsilon >= 1 says nothing: `vacuous`.
+
+    delta: the group's share of the failure probability. searched: whether the number of draws was found by looking at them.
+    The rest is as in `Choice`.
+    """
 
     draws: int
     epsilon: float
@@ -65,6 +73,10 @@ class Share:
     sensitivity_sum: float
     dropped_sum: float
     events: int
+    sampled_sum: float = 0.0
+    certain: tuple[int, ...] = ()
+    added_sum: float = 0.0
+    searched: bool = False
 
     @property
     def vacuous(self) -> bool:
@@ -139,11 +151,14 @@ class Selector:
         weights[certain] = 1.0
         kept = np.flatnonzero(weights)
         allowed = self.widths.fit(len(kept), group.size)
+        added = 0.0
         if allowed != len(kept):  # an aligned width adds the best of the channels that were not drawn, with weight 1
             more = [j for j in np.argsort(-s, kind="stable") if weights[j] == 0][: allowed - len(kept)]
             weights[more] = 1.0
+            added = float(s[more].sum())
             kept = np.flatnonzero(weights)
-        return Choice(kept, weights[kept], m, float(rest.sum()), float(s.sum() - s[kept].sum()))
+        dropped = float(s.sum() - s[kept].sum())
+        return Choice(kept, weights[kept], m, float(rest.sum()), dropped, np.sort(certain), added)
 
     def within(self, group: ChannelGroup, eps: float) -> Choice:
         """The smallest choice whose error is provably at most eps, for `--eps`: the theorem's condition, not a share."""
@@ -165,7 +180,10 @@ class Selector:
         width, k, m = best
         if width >= size:
             return self.top(group, size)
-        return self._sampled(group, np.sort(order[:k]), m) if m else self.top(group, self.widths.fit(width, size))
+        if not m:
+            return self.top(group, self.widths.fit(width, size))
+        choice = self._sampled(group, np.sort(order[:k]), m)
+        return choice if self.epsilon(group, choice) <= eps else self.top(group, size)  # what fills up a width adds an error
 
     def next_eps(self, group: ChannelGroup, n: int) -> float:
         """The largest epsilon that asks for n channels of the group; 0 where only channels of score 0 are left."""
@@ -175,10 +193,17 @@ class Selector:
             return 0.0
         return theory.epsilon(theory.draws_for_distinct(p, n), float(s.sum()), self.events[group.id], self.delta)
 
-    def epsilon(self, group: ChannelGroup, choice: Choice) -> float:
-        """The error that a choice guarantees (relative to the absolute sum): 0 if nothing goes, see `theory`."""
+    def epsilon(self, group: ChannelGroup, choice: Choice, searched: bool = False) -> float:
+        """The error that a choice guarantees (relative to the absolute sum): 0 if nothing goes, see `theory`.
+
+        searched: whether the number of draws depends on what was drawn, as when a budget is searched for; then the theorem
+        has to hold for all numbers at once, see `theory.delta_of_search`. A channel that was added with weight 1 moves the
+        sum by K s_j z at most.
+        """
         if len(choice.indices) == group.size:
             return 0.0
         if choice.draws:
-            return theory.epsilon(choice.draws, choice.sampled_sum, self.events[group.id], self.delta)
+            delta = theory.delta_of_search(self.delta, choice.draws, group.size) if searched else self.delta
+            drawn = theory.epsilon(choice.draws, choice.sampled_sum, self.events[group.id], delta)
+            return drawn + theory.K_DEFAULT * choice.added_sum
         return theory.K_DEFAULT * choice.dropped_sum

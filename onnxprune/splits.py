@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,18 @@ ORACLE_SAMPLES = 8
 CHOICE = 64
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the validation samples come from, so that somebody else can find them again.
+
+    source: "data" (what calibration and choice leave of it), "held-out" (set apart by the source), "validation" (given as
+    such), "calibration" (there were no others) or "none". start: which entry of `choose`'s order of all samples is the first.
+    """
+
+    source: Literal["data", "held-out", "validation", "calibration", "none"]
+    start: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Which samples calibrate, which decide between methods (of the calibration source), and which validate."""
@@ -31,15 +43,16 @@ class Split:
     validation: Samples | None
     validation_indices: Index | None
     choice_indices: Index
+    origin: Origin = Origin("none")
 
     @staticmethod
     def of(imported: Imported, samples: Samples | None, held_out: Samples | None, settings: Options) -> Split:
         """Held-out samples where the source has them, else those that calibration leaves, else the same ones again."""
-        most = max(64, min(VALIDATION_MOST, int(VALIDATION_WORK / max(1, imported.size.macs))))
+        most = most_compared(imported)
         none = np.empty(0, np.int64)
         if samples is None:
             chosen = None if held_out is None else choose(len(held_out), most, settings.seed)
-            return Split(None, None, held_out, chosen, none)
+            return Split(None, None, held_out, chosen, none, Origin("none" if held_out is None else "validation"))
         order = choose(len(samples), None, settings.seed)
         count = settings.samples or enough_samples(imported.groups, settings.delta)
         first, rest = order[:count], order[count:]
@@ -47,8 +60,11 @@ class Split:
         apart = len(rest) >= 2 * CHOICE  # else the calibration samples have to do
         decide, rest = (rest[:CHOICE], rest[CHOICE:]) if apart else (first[-CHOICE:], rest)
         if other is not None:
-            return Split(samples, first, other, choose(len(other), most, settings.seed), decide)
-        return Split(samples, first, samples, (rest if len(rest) else first)[:most], decide)
+            origin = Origin("held-out" if held_out is None else "validation")
+            return Split(samples, first, other, choose(len(other), most, settings.seed), decide, origin)
+        if not len(rest):
+            return Split(samples, first, samples, first[:most], decide, Origin("calibration"))
+        return Split(samples, first, samples, rest[:most], decide, Origin("data", len(order) - len(rest)))
 
     def oracle_feeds(self, imported: Imported) -> list[Mapping[str, Any]]:
         """A few real samples where there are any, else the input of the probe run."""
@@ -58,6 +74,11 @@ class Split:
             return [imported.groups.net.feeds]
         fixed = next((s.shape[0] for s in imported.specs if s.shape and s.shape[0]), None)
         return [source.batch(np.resize(indices[:ORACLE_SAMPLES], fixed) if fixed else indices[:ORACLE_SAMPLES])]
+
+
+def most_compared(imported: Imported) -> int:
+    """On how many samples outputs are compared: fewer of a big network."""
+    return max(64, min(VALIDATION_MOST, int(VALIDATION_WORK / max(1, imported.size.macs))))
 
 
 def enough_samples(groups: Groups, delta: float) -> int:

@@ -78,6 +78,18 @@ def epsilon(draws: float, sum_s: float, events: int, delta: float, k: float = K_
     return r + math.sqrt(r) * math.sqrt(r + 6.0)
 
 
+def delta_of_search(delta: float, draws: int, splits: int) -> float:
+    """The delta of one number of draws m where a search picked m, and one of `splits` hybrids, by looking at the draws.
+
+    A budget is met by trying prefixes of a stream, so that m depends on what was drawn, and the theorem has to hold for all
+    m and hybrids at once: delta/(splits m (m + 1)) sums up to delta over all of them (union bound).
+    OptionError: delta not in (0, 1), draws or splits below 1.
+    """
+    _require(0.0 < delta < 1.0, f"delta must lie strictly between 0 and 1, not be {delta}")
+    _require(draws >= 1 and splits >= 1, f"draws and splits must be at least 1, not {draws} and {splits}")
+    return delta / (splits * draws * (draws + 1.0))
+
+
 def draws(eps: float, sum_s: float, events: int, delta: float, k: float = K_DEFAULT) -> int:
     """Smallest number of draws with the theorem's guarantee (PFP, arXiv 1911.07412): all events within eps z.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime, wire
+from onnxprune.certificate.population import Observed, Watch
 from onnxprune.channels import Index
 from onnxprune.control import every_graph
-from onnxprune.data import Samples
+from onnxprune.data import Digest, Samples
 from onnxprune.errors import ModelError, ValidationError
 from onnxprune.graph import Array, graph_inputs
 from onnxprune.rounding import quantises
@@ -28,6 +29,7 @@ UNREAD = (
     "onnx.checker saw the whole graph, with the type and shape of every tensor, but not the values of {count} large ones, "
     "which stay in files"
 )
+NOTHING = Observed()
 APPROXIMATED = (
     "some cuts are approximate (--allow-approximate): equality with the masked original was checked for the others only"
 )
@@ -41,7 +43,8 @@ class Validation:
     masked_max_relative_error: largest difference to the masked original, over the largest output; None where there was no
     masked original to compare with. agreement: share of
     samples with the same top-1 answer as the original. relative_l2: |pruned - original| / |original| over all outputs.
-    top1: accuracy (before, after) where there are labels. samples: how many were compared.
+    top1: accuracy (before, after) where there are labels. samples: how many were compared. observed: what the certificate
+    needs to know of each.
     """
 
     checker: bool
@@ -52,6 +55,7 @@ class Validation:
     top1: tuple[float, float] | None = None
     samples: int = 0
     notes: tuple[str, ...] = ()
+    observed: Observed = NOTHING
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -95,13 +99,23 @@ def validate(
         error = _oracle(original, exact or pruned, masked, feeds) if masked is not None else None
         if exact is not None:
             notes.append(APPROXIMATED)
+        observed = NOTHING
         compared = Comparison()
         if samples is not None and indices is not None:
             compared = compare(original, pruned, samples, indices, providers, progress)
+            observed = compared.observed
     except ModelError as failure:
         raise ValidationError(f"the pruned model does not run: {failure.message}") from None
     return Validation(
-        checked, True, error, compared.agreement, compared.relative_l2, compared.top1, compared.samples, tuple(notes)
+        checked,
+        True,
+        error,
+        compared.agreement,
+        compared.relative_l2,
+        compared.top1,
+        compared.samples,
+        tuple(notes),
+        observed,
     )
 
 
@@ -195,7 +209,7 @@ def compare(
     """
     large = bool(references(original) or references(pruned))
     turns = _Turns(providers, together=not large)
-    compared = Comparison()
+    compared, digest = Comparison(), Digest(samples.inputs)
     waiting: list[tuple[Index, dict[str, Array], list[Array]]] = []
 
     def settle() -> None:
@@ -205,10 +219,12 @@ def compare(
         waiting.clear()
 
     for part, batch in _batches(original, samples, indices, progress):
+        digest.add(batch, len(part))
         waiting.append((part, batch, runtime.run(turns.session(original), batch)))
         if not large or sum(v.nbytes for _, x, y in waiting for v in [*x.values(), *y] if isinstance(v, np.ndarray)) > HELD:
             settle()
     settle()
+    compared.data = digest.hexdigest()
     return compared
 
 
@@ -246,13 +262,16 @@ class Comparison:
 
     def __init__(self) -> None:
         self.samples = 0
+        self.data = ""  # digest of the samples
         self._difference = self._norm = 0.0
         self._same = self._answers = 0
         self._right = [0, 0]
         self._labelled = 0
+        self._watch = Watch()
 
     def add(self, before: Sequence[Any], after: Sequence[Any], labels: Array | None, count: int) -> None:
         self.samples += count
+        self._watch.add(before, after, count)
         answered = False
         for a, b in zip(before, after, strict=True):
             if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
@@ -269,10 +288,16 @@ class Comparison:
         first, second = x.argmax(1), y.argmax(1)
         self._same += int((first == second).sum())
         self._answers += len(first)
-        if labels is not None and len(labels) == len(first) and labels.max() < x.shape[1]:
+        known = labels is not None and len(labels) == len(first) and labels.max() < x.shape[1]
+        self._watch.vote(first, second, labels if known else None)
+        if labels is not None and known:
             self._right[0] += int((first == labels).sum())
             self._right[1] += int((second == labels).sum())
             self._labelled += len(labels)
+
+    @property
+    def observed(self) -> Observed:
+        return replace(self._watch.observed, data=self.data)
 
     @property
     def relative_l2(self) -> float | None:

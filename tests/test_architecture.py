@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
 LAYERS = [
     {"errors"},
-    {"channels", "theory", "weights"},
+    {"channels", "confidence", "theory", "weights"},
     {"control", "large", "wire"},
     {"inline"},
     {"files", "graph", "plan"},
@@ -23,11 +23,14 @@ LAYERS = [
     {"groups"},
     {"contraction", "saliency", "budget"},
     {"criteria", "selection"},
+    {"certificate"},
     {"options", "report"},
     {"passes"},
     {"imported"},
     {"splits"},
     {"decide"},
+    {"certify", "checker"},
+    {"pairs"},
     {"api"},
     {"commands"},
     {"cli", "__main__"},

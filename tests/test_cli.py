@@ -307,7 +307,7 @@ def test_calibration_whose_scores_do_not_fit_is_refused(given: Path, run: Run, t
     [
         ({"groups": 3}, 2, "not as onnxprune writes them"),
         ({"digests": 3}, 3, "another original model"),
-        ({"certificate": {"groups": {"a": {}}}}, 2, "not a report of onnxprune"),
+        ({"certificate": {"groups": {"a": {}}}}, 3, "certificate is not as onnxprune writes them"),
     ],
 )
 def test_report_that_is_not_whole_is_refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.data.images import ImageOptions
-from onnxprune.data.samples import InputSpec, Samples, choose
+from onnxprune.data.samples import Digest, InputSpec, Samples, choose
 from onnxprune.data.sources import open_data
 
-__all__ = ["ImageOptions", "InputSpec", "Samples", "choose", "open_data"]
+__all__ = ["Digest", "ImageOptions", "InputSpec", "Samples", "choose", "open_data"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,17 +76,30 @@ class Samples(ABC):
 
     def digest(self, indices: Sequence[int] | Array) -> str:
         """SHA-256 (hex) over these samples, in this order, as fed to the model; labels are not part of it."""
-        total = hashlib.sha256()
-        for spec in self.inputs:
-            total.update(f"{spec.name}\0{spec.dtype.name}\0".encode())
+        total = Digest(self.inputs)
         for start in range(0, len(indices), _DIGEST_ROWS):
             chunk = indices[start : start + _DIGEST_ROWS]
-            fed = self.batch(chunk)
-            for row in range(len(chunk)):
-                for spec in self.inputs:
-                    sample = fed[spec.name][row] if spec.shape else fed[spec.name]
-                    total.update(repr(sample.shape).encode() + sample.tobytes())
+            total.add(self.batch(chunk), len(chunk))
         return total.hexdigest()
+
+
+class Digest:
+    """`Samples.digest` of samples that are read anyhow, batch by batch."""
+
+    def __init__(self, inputs: Sequence[InputSpec]) -> None:
+        self._inputs, self._total = inputs, hashlib.sha256()
+        for spec in inputs:
+            self._total.update(f"{spec.name}\0{spec.dtype.name}\0".encode())
+
+    def add(self, fed: Mapping[str, Array], count: int) -> None:
+        """The first `count` samples of one batch, as fed to the model."""
+        for row in range(count):
+            for spec in self._inputs:
+                sample = fed[spec.name][row] if spec.shape else fed[spec.name]
+                self._total.update(repr(sample.shape).encode() + sample.tobytes())
+
+    def hexdigest(self) -> str:
+        return self._total.hexdigest()
 
 
 def choose(n: int, count: int | None, seed: int) -> Array:

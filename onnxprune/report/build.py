@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import theory
 from onnxprune.channels import ChannelGroup
 from onnxprune.errors import PlanError, ValidationError
 from onnxprune.groups import Accounting, Groups, is_parameter
@@ -107,39 +106,6 @@ def layer_entries(groups: Groups, accounting: Accounting, plan: Plan, shares: Ma
             }
         )
     return entries
-
-
-def certificate(shares: Mapping[str, Share], samples: int, delta: float, provable: bool) -> dict[str, Any] | None:
-    """What the sampling theorem guarantees, group by group, and what holds for certain on the calibration samples.
-
-    None for criteria without a theory. `vacuous` is true where the bound exceeds 1, that is, says nothing.
-    """
-    if not provable:
-        return None
-    cut = {name: s for name, s in shares.items() if s.epsilon > 0}
-    return {
-        "theorem": "Provable Filter Pruning (arXiv 1911.07412); constants as derived in onnxprune.theory",
-        "statement": "for one fresh input, the pre-activations that the layer computes from unpruned inputs move by at most "
-        "epsilon times the sum of the absolute terms",
-        "assumption": f"a fresh input's channel share exceeds {theory.K_DEFAULT:g} times the calibration maximum with "
-        "probability at most delta",
-        "K": theory.K_DEFAULT,
-        "delta": delta,
-        "samples": samples,
-        "vacuous": any(s.vacuous for s in cut.values()),
-        "groups": {
-            name: {
-                "draws": s.draws,
-                "sensitivity_sum": s.sensitivity_sum,
-                "events": s.events,
-                "epsilon": s.epsilon,
-                "delta": s.delta,
-                "vacuous": s.vacuous,
-                "dropped_sensitivity": s.dropped_sum,
-            }
-            for name, s in cut.items()
-        },
-    }
 
 
 def prunable_share(groups: Groups, accounting: Accounting) -> tuple[float, float]:

@@ -48,6 +48,8 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         console.print(line)
     for line in certificate_lines(report["certificate"]):
         console.print(line)
+    if budget["kind"] == "eps" and not any(g["removed"] for g in report["groups"]):
+        console.print(f"the smallest network with an error of at most {budget['value']:g} is the whole network")
     if out:
         console.print(f"written: [bold]{escape(out)}[/] ({sum(report['seconds'].values()):.1f} s)")
 
@@ -71,25 +73,61 @@ def validation_lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def certificate_lines(certificate: Mapping[str, Any] | None) -> Iterator[str]:
-    """The certificate in words, vacuous or not."""
+    """The four parts of the certificate in words, vacuous or not."""
     if certificate is None:
-        yield "certificate: none (this criterion has no error bound)"
+        yield "certificate: none (no sample data, and a criterion without an error bound)"
         return
-    groups = certificate["groups"].values()
-    if not groups:
+    if not certificate["plan"]:
         yield "certificate: nothing was cut, the outputs are the original's"
         return
-    empty = sum(g["vacuous"] for g in groups)
-    worst = max(g["epsilon"] for g in groups)
+    parts = (("sampling", _sampling), ("calibration", _calibration), ("network", _network), ("population", _population))
+    for name, words in parts:
+        part = certificate[name]
+        for line in words(part) if part["applies"] else [f"says nothing: {part['reason']}"]:
+            yield escape(f"certificate, {name}: {line}")
+
+
+def _sampling(part: Mapping[str, Any]) -> Iterator[str]:
+    found = part["layers"].values()
+    empty = sum(x["vacuous"] for x in found)
+    worst = "infinity" if any(x["epsilon"] is None for x in found) else f"{max(x['epsilon'] for x in found):.3g}"
     if empty:
-        yield (
-            f"certificate: the sampling bound is vacuous (epsilon >= 1) in {empty} of {len(groups)} groups, up to {worst:.3g}; "
-            "it shared out the budget but guarantees nothing there"
-        )
+        yield f"vacuous (epsilon >= 1) in {empty} of {len(found)} layers, up to {worst}: there it guarantees nothing"
     else:
-        yield f"certificate: epsilon <= {worst:.3g} in every group, with probability {1 - certificate['delta']:g}"
-    largest = max(g["dropped_sensitivity"] for g in groups)
-    yield f"on the calibration samples: the dropped channels' sensitivities add up to at most {largest:.3g} in a group"
+        yield f"epsilon <= {worst} in every layer, with probability {1 - part['delta'] - part['delta_calibration']:g}"
+
+
+def _calibration(part: Mapping[str, Any]) -> Iterator[str]:
+    found = part["layers"].values()
+    empty, worst = sum(x["vacuous"] for x in found), max(x["bound"] for x in found)
+    said = f", vacuous (>= 1) in {empty} of {len(found)} layers" if empty else ""
+    yield f"on the {part['samples']} samples themselves pre-activations move by at most {worst:.3g} of the absolute sum{said}"
+
+
+def _network(part: Mapping[str, Any]) -> Iterator[str]:
+    for name, x in part["outputs"].items():
+        if "absent" in x:
+            yield f"no bound for output '{name}': {x['absent']}"
+        else:
+            bound = "without limit" if x["max_abs_bound"] is None else f"by at most {x['max_abs_bound']:.3g}"
+            said = ", vacuous" if x["vacuous"] else ""
+            yield (
+                f"on {part['samples']} samples '{name}' moves {bound} (measured: {x['max_abs_measured']:.3g}; relative L2 "
+                f"{x['relative_l2_measured']:.3g}){said}"
+            )
+
+
+def _population(part: Mapping[str, Any]) -> Iterator[str]:
+    yield f"with confidence {1 - part['delta']:g}, from {part['samples']} held-out samples:"
+    for s in part["statements"]:
+        if s["kind"] == "top1_changes":
+            yield f"at most {100 * s['alpha']:.3g} % of inputs change their top-1 answer (seen: {s['changed']})"
+        elif s["kind"] == "top1_drop":
+            yield f"the top-1 accuracy falls by at most {100 * s['drop']:.3g} points (lost {s['lost']}, gained {s['gained']})"
+        elif s["x"] is None:
+            yield f"nothing of {100 * s['alpha']:g} % of inputs: that takes {s['samples_needed']} samples, or finite outputs"
+        else:
+            yield f"at most {100 * s['alpha']:g} % of inputs move their outputs by more than {s['x']:.3g} (relative L2)"
 
 
 def layers(console: Console, report: Mapping[str, Any]) -> None:
