@@ -19,21 +19,21 @@ import onnxprune
 from onnxprune import certify as certifying
 from onnxprune import files, large, runtime, weights, wire
 from onnxprune.budget import Budget
-from onnxprune.criteria import Criterion, Sensitivity
-from onnxprune.criteria.plain import PLAIN, Random
+from onnxprune.criteria import Sensitivity
+from onnxprune.criteria.plain import PLAIN
 from onnxprune.data import open_data
 from onnxprune.decide import Decision, decide, size_of
-from onnxprune.errors import BudgetError, DataError
+from onnxprune.errors import BudgetError
+from onnxprune.finish import Finisher
 from onnxprune.imported import Imported, require_prunable
 from onnxprune.options import Options
 from onnxprune.pairs import applied, apply, load_as, oracle_pair, verify
 from onnxprune.passes.allocate import require_reachable
-from onnxprune.passes.calibrate import calibrate as calibrate_pass
-from onnxprune.passes.surgery import surgery
 from onnxprune.passes.validate import Validation, validate
 from onnxprune.plan import Plan
 from onnxprune.report import build
 from onnxprune.saliency import Saliency
+from onnxprune.scoring import calibrated, calibrations, check_calibration, criterion_for
 from onnxprune.selection import Widths
 from onnxprune.splits import Split
 
@@ -124,16 +124,6 @@ class Clock:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
 
 
-def criterion_for(options: Options, providers: list[str]) -> Criterion:
-    """The criterion behind `--method`."""
-    if options.method == "random":
-        return Random(options.seed)
-    if options.method in PLAIN:
-        made: Criterion = PLAIN[options.method]()
-        return made
-    return Sensitivity(options.reduce, providers)
-
-
 def prune(
     model: str | os.PathLike[str] | onnx.ModelProto,
     data: Any = None,
@@ -167,13 +157,14 @@ def prune(
         widths = Widths(settings.min_channels, settings.align)
         require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
     with clock.stage("calibrate"):
-        saliency = calibration or _calibrated(imported, settings, providers, split, tell)
-        _check_calibration(saliency, imported)
+        saliencies = [calibration] if calibration else calibrations(imported, settings, budget, providers, split, tell)
+        for saliency in saliencies:
+            check_calibration(saliency, imported)
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
-    held = certifying.held_out(imported, split, other, saliency, settings, calibration is None)
-    job = _Job(imported, saliency, settings, budget, split, held, providers, clock, tell, calibration is None)
+    held = certifying.held_out(imported, split, other, saliencies[0], settings, calibration is None)
+    job = _Job(imported, saliencies, settings, budget, split, held, providers, clock, tell, calibration is None)
     decision, pruned, found, told = job.within_budget()
-    report = _report(imported, settings, budget, saliency, decision, pruned, found, clock)
+    report = _report(imported, settings, budget, decision, pruned, found, clock)
     report["certificate"] = told
     return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
 
@@ -183,7 +174,7 @@ class _Job:
     """What is left to do once the channels are scored: decide, cut, validate, certify."""
 
     imported: Imported
-    saliency: Saliency
+    saliencies: list[Saliency]
     settings: Options
     budget: Budget
     split: Split
@@ -196,9 +187,12 @@ class _Job:
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """The certificate is part of the file: what it takes comes off a budget of bytes."""
         spare = 0
+        finish = Finisher(
+            self.imported, self.settings, self.split, self.providers, lambda done, total: self.tell("recover", done, total)
+        )
         while True:
             with self.clock.stage("sample"):
-                decision = decide(self.imported, self.saliency, self.settings, self.budget, self.split, self.providers, spare)
+                decision = decide(self.imported, self.saliencies, self.settings, self.budget, finish, spare)
             pruned, found, told = self._made(decision)
             excess = 0.0
             if self.budget.kind == "bytes":
@@ -211,8 +205,10 @@ class _Job:
     def _made(self, decision: Decision) -> tuple[onnx.ModelProto, Validation, dict[str, Any] | None]:
         imported, split = self.imported, self.split
         with self.clock.stage("surgery"):
-            pruned = surgery(imported.groups, decision.plan)
+            pruned, cut = decision.finished.model, decision.finished.cut
             exact, masked = oracle_pair(imported, decision.plan)
+            if exact is None and cut is not pruned:
+                exact = cut  # what recovery has made computes something better
         with self.clock.stage("validate"):
             found = validate(
                 imported.model,
@@ -224,13 +220,23 @@ class _Job:
                 providers=self.providers,
                 progress=lambda done, total: self.tell("validate", done, total),
                 exact=exact,
+                recovered=cut is not pruned,
             )
         with self.clock.stage("certify"):
             models = (pruned, masked)
             told = certifying.certificate(
-                imported, split, self.held, self.saliency, decision, self.settings, models, found, self.providers, self.measured
+                imported,
+                split,
+                self.held,
+                decision.saliency,
+                decision,
+                self.settings,
+                models,
+                found,
+                self.providers,
+                self.measured,
             )
-        imported.groups.net.scratch.drop(*[m for m in (exact, masked) if m is not None])
+        imported.groups.net.scratch.drop(*[m for m in (exact, masked, cut) if m is not None and m is not pruned])
         return certifying.attach(pruned, told), found, told
 
 
@@ -241,7 +247,7 @@ def calibrate(
     settings = Options(**options)
     imported, split = _import(model, data, None, settings, prunable=True)
     tell = progress or (lambda stage, done, total: None)
-    return _calibrated(imported, settings, runtime.providers(settings.providers), split, tell)
+    return calibrated(imported, settings, runtime.providers(settings.providers), split, tell)
 
 
 def _import(
@@ -262,46 +268,16 @@ def _budget(mapping: Mapping[str, float]) -> Budget:
     return Budget(kind, value)  # type: ignore[arg-type]  # checked by Budget itself
 
 
-def _check_calibration(saliency: Saliency, imported: Imported) -> None:
-    if saliency.model_digest and saliency.model_digest != imported.groups.net.digest:
-        raise DataError("the calibration was made for another model", hint="calibrate this model again")
-    for score in saliency.layers:
-        group = imported.groups.by_id.get(score.group)
-        if group is None or score.values.shape != (group.size,) or not (score.values >= 0).all():
-            raise DataError(
-                f"the calibration's scores for group '{score.group}' do not fit the model", hint="calibrate this model again"
-            )
-
-
-def _calibrated(imported: Imported, settings: Options, providers: list[str], split: Split, tell: Progress) -> Saliency:
-    criterion = criterion_for(settings, providers)
-    if criterion.needs_data and split.calibration is None:
-        raise DataError(
-            f"--method {settings.method} needs sample data",
-            hint="give --data, or choose l1, l2 or fpgm, which look at weights only",
-        )
-    return calibrate_pass(
-        imported.groups,
-        criterion,
-        split.calibration,
-        split.calibration_indices,
-        batch=settings.batch,
-        providers=providers,
-        progress=lambda done, total: tell("calibrate", done, total),
-    )
-
-
 def _report(
     imported: Imported,
     settings: Options,
     budget: Budget,
-    saliency: Saliency,
     decision: Decision,
     pruned: onnx.ModelProto,
     found: Validation,
     clock: Clock,
 ) -> dict[str, Any]:
-    accounting, plan = imported.accounting, decision.plan
+    accounting, plan, saliency = imported.accounting, decision.plan, decision.saliency
     after = size_of(imported, plan)
     macs, params = build.prunable_share(imported.groups, accounting)
     provable = saliency.criterion == Sensitivity.name
@@ -310,7 +286,8 @@ def _report(
         "model": Path(imported.path).name,
         "seed": settings.seed,
         "method": decision.method,
-        "recover": "none",
+        "recover": decision.finished.how,
+        "recovery": decision.finished.to_json(settings.recover),
         "approximate": settings.allow_approximate,
         "budget": budget.to_json(),
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},

@@ -3,70 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxprune import wire
 from onnxprune.budget import Budget
-from onnxprune.channels import Index
 from onnxprune.criteria import Sensitivity
-from onnxprune.data import Samples
 from onnxprune.errors import OptionError
+from onnxprune.finish import Finished, Finisher
 from onnxprune.groups import Size
 from onnxprune.imported import Imported
 from onnxprune.options import Options
 from onnxprune.passes.allocate import allocate
+from onnxprune.passes.eliminate import NAME as OBS
 from onnxprune.passes.sample import sample
 from onnxprune.passes.surgery import reweightable, surgery
-from onnxprune.passes.validate import compare
 from onnxprune.plan import Plan
 from onnxprune.saliency import Saliency
 from onnxprune.selection import Method, Selector, Share, Widths
-from onnxprune.splits import Split
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What stays, by which method, and what the theory says of it."""
+    """What stays, by which method on which scores, what the theory says of it, and the model."""
 
     method: str
     plan: Plan
     shares: Mapping[str, Share]
+    saliency: Saliency
+    finished: Finished
 
 
 def decide(
     imported: Imported,
-    saliency: Saliency,
+    saliencies: Sequence[Saliency],
     settings: Options,
     budget: Budget,
-    split: Split,
-    providers: list[str],
+    finish: Finisher,
     spare: int = 0,
 ) -> Decision:
-    """The plan of the method asked for; `auto` tries what the calibration allows and keeps what moves outputs least.
+    """The plan of the method asked for; `auto` tries what the calibrations allow and keeps what moves outputs least.
 
-    spare: bytes of the budget to leave unused.
+    saliencies: of the criteria that are candidates. spare: bytes of the budget to leave unused.
     """
+    candidates = [(name, s) for s in saliencies for name in _methods(settings.method, s)]
+    plans = [(name, s, *_by(name, imported, s, settings, budget, spare)) for name, s in candidates]
+    if (
+        budget.kind == "eps"
+    ):  # all keep the promise, as long as nothing is recovered: the smallest network is what was asked for
+        name, saliency, plan, shares = min(plans, key=lambda p: size_of(imported, p[2]).macs)
+        return Decision(name, plan, shares, saliency, finish(plan, recovers=False))
+    best: Decision | None = None
+    for name, saliency, plan, shares in plans:
+        decision = Decision(name, plan, shares, saliency, finish(plan, measure=len(plans) > 1))
+        better = best is None or decision.finished.error < best.finished.error
+        worse = best if better else decision
+        best = decision if better else best
+        if worse is not None:
+            finish.drop(worse.finished)
+    assert best is not None
+    return best
+
+
+def _methods(asked: str, saliency: Saliency) -> list[str]:
+    """The methods that a calibration is good for. Raises OptionError where it is not good for the one asked for."""
     provable = saliency.criterion == Sensitivity.name
-    asked = settings.method
-    if (asked != "auto" and provable != asked.startswith("pfp")) or (not provable and asked != saliency.criterion):
+    if asked == "auto":
+        return ["pfp", "pfp-deterministic"] if provable else [saliency.criterion]
+    if provable != asked.startswith("pfp") or (not provable and asked != saliency.criterion):
         fitting = "auto or pfp" if provable else saliency.criterion
         raise OptionError(f"--method {asked} does not fit a calibration by '{saliency.criterion}'", hint=f"give {fitting}")
-    names = ["pfp", "pfp-deterministic"] if asked == "auto" else [asked]
-    decisions = [_by(name, imported, saliency, settings, budget, spare) for name in names]
-    if budget.kind == "eps":  # both keep the promise: the smaller network is what was asked for
-        return min(decisions, key=lambda d: size_of(imported, d.plan).macs)
-    if len(decisions) == 1 or split.calibration is None:
-        return decisions[0]
-    errors = [_error(imported, d, split.calibration, split.choice_indices, providers) for d in decisions]
-    return min(zip(errors, decisions, strict=True), key=lambda pair: float("inf") if pair[0] is None else pair[0])[1]
-
-
-def _error(imported: Imported, decision: Decision, samples: Samples, indices: Index, providers: list[str]) -> float | None:
-    cut = surgery(imported.groups, decision.plan)
-    error = compare(imported.model, cut, samples, indices, providers).relative_l2
-    imported.groups.net.scratch.drop(cut)
-    return error
+    return [asked]
 
 
 def size_of(imported: Imported, plan: Plan) -> Size:
@@ -75,9 +82,13 @@ def size_of(imported: Imported, plan: Plan) -> Size:
     return accounting.size(accounting.widths({g: k.indices for g, k in plan.groups.items()}))
 
 
-def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, budget: Budget, spare: int) -> Decision:
+def _by(
+    name: str, imported: Imported, saliency: Saliency, settings: Options, budget: Budget, spare: int
+) -> tuple[Plan, Mapping[str, Share]]:
     groups = imported.groups
-    method: Method = name if name.startswith("pfp") else "top"  # type: ignore[assignment]  # one of the three
+    method: Method = "elimination" if name == OBS else "top"
+    if name.startswith("pfp"):
+        method = name  # type: ignore[assignment]  # one of the three
     selector = Selector(
         groups.prunable,
         saliency,
@@ -90,13 +101,13 @@ def _by(name: str, imported: Imported, saliency: Saliency, settings: Options, bu
     while True:
         allocation = allocate(imported.accounting, groups.prunable, selector, budget, spare)
         searched = budget.kind != "eps"
-        decision = Decision(name, *sample(groups.prunable, allocation.choices, selector, groups.net.digest, searched))
+        plan, shares = sample(groups.prunable, allocation.choices, selector, groups.net.digest, searched)
         if budget.kind != "bytes":
-            return decision
+            return plan, shares
         # A file has more in it than weights: what the cut itself adds (say, a constant of its own) comes off the budget.
-        cut = surgery(groups, decision.plan)
+        cut = surgery(groups, plan)
         excess = wire.size(cut) - budget.value * imported.size.bytes
         groups.net.scratch.drop(cut)
         if excess <= 0:
-            return decision
+            return plan, shares
         spare += math.ceil(excess)

@@ -9,15 +9,16 @@ from onnxprune.criteria.shares import Reduce
 from onnxprune.data import ImageOptions
 from onnxprune.errors import OptionError
 
-METHODS = ("auto", "pfp", "pfp-random", "pfp-deterministic", *PLAIN)
-RECOVERIES = ("auto", "none")
+METHODS = ("auto", "pfp", "pfp-random", "pfp-deterministic", "obs", *PLAIN)
+RECOVERIES = ("auto", "none", "rescale", "bias", "bn", "lsq")
 
 
 @dataclass(frozen=True)
 class Options:
     """Everything `prune` can be told beside the model, the data and the budget. Raises OptionError for nonsense.
 
-    method: see METHODS; `auto` is `pfp` with data. recover: training-free recovery. align: kept channels are multiples of
+    method: see METHODS; `auto` is the best of pfp, pfp-deterministic and obs on held-out samples. recover: see
+    `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of
     it. min_channels: no group becomes narrower. freeze: globs on layer and tensor names. samples: calibration samples, by
     default what the theory asks for. delta: failure probability of the certificate. reduce: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for

@@ -100,6 +100,7 @@ def verify(
     split = Split.of(imported, samples, others[0], settings)
     bare = without(smaller)
     exact = masked = None
+    recovered = any(r.get("recover", "none") != "none" for r in (report, told) if r is not None)
     if report is not None:
         build.check_digests(report, imported.groups.net.digest, wire.digest(bare))
     lines = []
@@ -107,7 +108,10 @@ def verify(
         given = {"data": samples, "validation": others[0], "certify": others[1]}
         lines = check(told, imported, bare, Sources({k: v for k, v in given.items() if v is not None}))
     if report is not None or told is not None:
-        exact, masked = oracle_pair(imported, _plan(report, told))
+        plan = _plan(report, told)
+        exact, masked = oracle_pair(imported, plan)
+        if recovered and exact is None:
+            exact = surgery(imported.groups, plan)
     try:
         found = validate(
             imported.model,
@@ -119,6 +123,7 @@ def verify(
             providers=runtime.providers(settings.providers),
             progress=lambda done, total: progress("validate", done, total) if progress else None,
             exact=exact,
+            recovered=recovered,
         )
     except ValidationError as error:
         raise ValidationError(error.message, hint="is it the pair, and the report, that one pruning wrote?") from None
@@ -138,7 +143,9 @@ def _told(pruned: onnx.ModelProto, report: Mapping[str, Any] | None, copy: Mappi
         hint = "they are the pruned file's metadata, OUT.certificate.json and the report"
         raise ValidationError("the copies of the certificate differ", hint=hint)
     if copies and not isinstance(copies[0], dict):
-        raise ValidationError("the certificate is not as onnxprune writes them", hint="was the file, the report or the certificate changed?")
+        raise ValidationError(
+            "the certificate is not as onnxprune writes them", hint="was the file, the report or the certificate changed?"
+        )
     return dict(copies[0]) if copies else None
 
 

@@ -34,7 +34,7 @@ def recover(
     groups: Groups,
     plan: Plan,
     pruned: onnx.ModelProto,
-    batches: Sequence[Mapping[str, Array]],
+    batches: Iterable[Mapping[str, Array]],
     *,
     how: How = "lsq",
     seed: int = 0,
@@ -53,7 +53,7 @@ def recover(
     model.CopyFrom(pruned)
     found, reasons = sites(groups, plan, model)
     left = {site.node: site for site in found}
-    if not left or not batches:
+    if not left:
         return Recovery(model, 0, reasons)
     replay = Replay(model, batches, providers)
     targets = Targets.of(groups.net, found, replay.batches, seed, providers)

@@ -30,6 +30,7 @@ UNREAD = (
     "which stay in files"
 )
 NOTHING = Observed()
+RECOVERED = "equality with the masked original was checked before recovery gave the layers new weights"
 APPROXIMATED = (
     "some cuts are approximate (--allow-approximate): equality with the masked original was checked for the others only"
 )
@@ -81,12 +82,13 @@ def validate(
     providers: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     exact: onnx.ModelProto | None = None,
+    recovered: bool = False,
 ) -> Validation:
     """Checks the pruned model and compares its outputs.
 
     feeds: inputs for the oracle, which compares `pruned` with `masked` (skipped where that is None: recovered models
     compute something better). exact: what to compare with `masked` instead, where `pruned` also has cuts that are not
-    exact: the model with the exact cuts only. samples, indices: data on which pruned and original are compared.
+    exact: the model with the exact cuts only. recovered: it also lacks the recovered weights. samples, indices: data on which pruned and original are compared.
     Raises ValidationError when the model is not valid, does not run, or differs from the masked original.
     """
     notes: list[str] = []
@@ -98,7 +100,7 @@ def validate(
         _runs(runtime.session(pruned, providers=providers), feeds)  # with the optimisations that the oracle leaves out
         error = _oracle(original, exact or pruned, masked, feeds) if masked is not None else None
         if exact is not None:
-            notes.append(APPROXIMATED)
+            notes.append(RECOVERED if recovered else APPROXIMATED)
         observed = NOTHING
         compared = Comparison()
         if samples is not None and indices is not None:

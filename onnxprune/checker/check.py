@@ -51,7 +51,10 @@ def check(told: Mapping[str, Any], imported: Imported, pruned: onnx.ModelProto, 
         return list(_check(told, imported, pruned, sources))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
         text = f"{type(error).__name__} {error}"
-        raise ValidationError(f"the certificate is not as onnxprune writes them: {text}", hint="was the file, the report or the certificate changed?") from None
+        raise ValidationError(
+            f"the certificate is not as onnxprune writes them: {text}",
+            hint="was the file, the report or the certificate changed?",
+        ) from None
 
 
 def _check(told: Mapping[str, Any], imported: Imported, pruned: onnx.ModelProto, sources: Sources) -> Iterator[str]:

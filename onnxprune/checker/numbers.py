@@ -18,7 +18,9 @@ LEVELS = (0.1, 0.01)
 def demand(holds: bool, what: str) -> None:
     """Raises ValidationError unless it holds."""
     if not holds:
-        raise ValidationError(f"the certificate does not hold: {what}", hint="was the file, the report or the certificate changed?")
+        raise ValidationError(
+            f"the certificate does not hold: {what}", hint="was the file, the report or the certificate changed?"
+        )
 
 
 def same(told: Any, found: float, what: str, close: float = CLOSE) -> None:

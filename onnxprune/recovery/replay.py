@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ class Replay:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, batches: Sequence[Mapping[str, Array]], providers: Sequence[str] | None = None
+        self, model: onnx.ModelProto, batches: Iterable[Mapping[str, Array]], providers: Sequence[str] | None = None
     ) -> None:
         self.model, self._providers = model, providers
         self.nodes = list(model.graph.node)

@@ -1,0 +1,109 @@
+"""From a plan to a model: the cut, then recovery, which is kept only where it brings held-out outputs nearer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Index
+from onnxprune.data import Samples
+from onnxprune.graph import Array
+from onnxprune.groups import Groups
+from onnxprune.imported import Imported
+from onnxprune.options import Options
+from onnxprune.passes.calibrate import batch_size, fill
+from onnxprune.passes.recover import Recovery, recover
+from onnxprune.passes.surgery import surgery
+from onnxprune.passes.validate import compare
+from onnxprune.plan import Plan
+from onnxprune.splits import Split
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A pruned model with or without recovered weights.
+
+    cut: as surgery leaves it. model: what is kept, `cut` itself where nothing was recovered. how: the recovery that was
+    kept, or "none". errors: relative L2 on the samples that decide, by recovery. samples: how many were learnt from.
+    """
+
+    cut: onnx.ModelProto
+    model: onnx.ModelProto
+    how: str = "none"
+    errors: Mapping[str, float | None] = field(default_factory=dict)
+    samples: int = 0
+    recovery: Recovery | None = None
+
+    @property
+    def error(self) -> float:
+        """That of the model that is kept; infinite where it was not measured."""
+        error = self.errors.get(self.how)
+        return float("inf") if error is None else error
+
+    def to_json(self, asked: str) -> dict[str, Any]:
+        """The entry in the report."""
+        made = self.recovery
+        return {
+            "asked": asked,
+            "kept": self.how,
+            "samples": self.samples,
+            "held_out_relative_l2": dict(self.errors),
+            "layers": 0 if made is None or self.how == "none" else made.layers,
+            "left": {} if made is None else dict(made.left),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Finisher:
+    """Cuts and recovers by plan, as the options say. progress(done, total): layers of a recovery."""
+
+    imported: Imported
+    settings: Options
+    split: Split
+    providers: list[str]
+    progress: Callable[[int, int], None] | None = None
+
+    def __call__(self, plan: Plan, *, recovers: bool = True, measure: bool = False) -> Finished:
+        """measure: whether the error has to be known even where there is nothing to decide."""
+        cut = surgery(self.imported.groups, plan)
+        samples, indices = self.split.calibration, self.split.calibration_indices
+        if samples is None or indices is None or plan.empty:
+            return Finished(cut, cut)
+        if not recovers or self.settings.recover == "none":
+            return Finished(cut, cut, errors={"none": self._error(cut)} if measure else {})
+        how = "lsq" if self.settings.recover == "auto" else self.settings.recover
+        made = recover(
+            self.imported.groups,
+            plan,
+            cut,
+            batches(self.imported.groups, samples, indices, self.settings.batch),
+            how=how,  # type: ignore[arg-type]  # one of its names
+            seed=self.settings.seed,
+            providers=self.providers,
+            progress=self.progress,
+        )
+        errors = {"none": self._error(cut), how: self._error(made.model)}
+        finished = Finished(cut, made.model, how, errors, len(indices), made)
+        worse = finished.error >= (float("inf") if errors["none"] is None else errors["none"])
+        return replace(finished, model=cut, how="none") if worse else finished
+
+    def _error(self, model: onnx.ModelProto) -> float | None:
+        assert self.split.calibration is not None
+        source, indices = self.split.calibration, self.split.choice_indices
+        return compare(self.imported.model, model, source, indices, self.providers).relative_l2
+
+    def drop(self, finished: Finished, keep: bool = False) -> None:
+        """Deletes the temporary files of a model that is not kept, or of the cut behind one that is."""
+        models = [m for m in (finished.cut, finished.model) if not (keep and m is finished.model)]
+        self.imported.groups.net.scratch.drop(*models)
+
+
+def batches(groups: Groups, samples: Samples, indices: Index, wanted: int | None) -> Iterator[Mapping[str, Array]]:
+    """Samples in batches as the model takes them, so small that the outputs of all layers fit in memory."""
+    size = batch_size(groups, [layer.out.tensor for layer in groups.layers], wanted)
+    for part in np.array_split(indices, -(-len(indices) // size)):
+        yield samples.batch(fill(part, size, groups))

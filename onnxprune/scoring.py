@@ -1,0 +1,86 @@
+"""The scores that a pruning needs: which criteria, on which samples, and whether scores made elsewhere fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from onnxprune.budget import Budget
+from onnxprune.criteria import Criterion, Sensitivity
+from onnxprune.criteria.plain import PLAIN, Random
+from onnxprune.errors import DataError
+from onnxprune.finish import batches
+from onnxprune.imported import Imported
+from onnxprune.options import Options
+from onnxprune.passes import eliminate as eliminate_pass
+from onnxprune.passes.calibrate import calibrate as calibrate_pass
+from onnxprune.saliency import Saliency
+from onnxprune.splits import Split
+
+Progress = Callable[[str, int, int], None]
+
+
+def criterion_for(options: Options, providers: list[str]) -> Criterion:
+    """The criterion behind `--method`."""
+    if options.method == "random":
+        return Random(options.seed)
+    if options.method in PLAIN:
+        made: Criterion = PLAIN[options.method]()
+        return made
+    return Sensitivity(options.reduce, providers)
+
+
+def check_calibration(saliency: Saliency, imported: Imported) -> None:
+    if saliency.model_digest and saliency.model_digest != imported.groups.net.digest:
+        raise DataError("the calibration was made for another model", hint="calibrate this model again")
+    for score in saliency.layers:
+        group = imported.groups.by_id.get(score.group)
+        if group is None or score.values.shape != (group.size,) or not (score.values >= 0).all():
+            raise DataError(
+                f"the calibration's scores for group '{score.group}' do not fit the model", hint="calibrate this model again"
+            )
+
+
+def calibrations(
+    imported: Imported, settings: Options, budget: Budget, providers: list[str], split: Split, tell: Progress
+) -> list[Saliency]:
+    """The scores that the method asked for needs; `auto` has two criteria to choose from."""
+    found = [calibrated(imported, settings, providers, split, tell)]
+    if settings.method == "auto" and budget.kind != "eps":
+        found.append(calibrated(imported, replace(settings, method="obs"), providers, split, tell))
+    return found
+
+
+def calibrated(imported: Imported, settings: Options, providers: list[str], split: Split, tell: Progress) -> Saliency:
+    by_elimination = settings.method == eliminate_pass.NAME
+    criterion = criterion_for(settings, providers)
+    if (by_elimination or criterion.needs_data) and split.calibration is None:
+        raise DataError(
+            f"--method {settings.method} needs sample data",
+            hint="give --data, or choose l1, l2 or fpgm, which look at weights only",
+        )
+    if by_elimination:
+        return _eliminated(imported, settings, providers, split, tell)
+    return calibrate_pass(
+        imported.groups,
+        criterion,
+        split.calibration,
+        split.calibration_indices,
+        batch=settings.batch,
+        providers=providers,
+        progress=lambda done, total: tell("calibrate", done, total),
+    )
+
+
+def _eliminated(imported: Imported, settings: Options, providers: list[str], split: Split, tell: Progress) -> Saliency:
+    samples, indices = split.calibration, split.calibration_indices
+    assert samples is not None and indices is not None
+    return eliminate_pass.eliminate(
+        imported.groups,
+        lambda: batches(imported.groups, samples, indices, settings.batch),
+        len(indices),
+        (samples.digest(indices),),
+        seed=settings.seed,
+        providers=providers,
+        progress=lambda done, total: tell("eliminate", done, total),
+    )
