@@ -16,7 +16,7 @@ from onnxprune.channels import Index
 from onnxprune.graph import Array
 from onnxprune.saliency import Scores
 
-DAMPING = 1e-3  # of the mean diagonal of the Gram matrix
+DAMPING = 1e-2  # of the mean diagonal of the Gram matrix
 SURE = 1 + 1e-9
 
 

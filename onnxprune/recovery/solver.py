@@ -14,11 +14,13 @@ from onnxprune.recovery.sites import Site
 from onnxprune.recovery.targets import Target, Targets
 
 How: TypeAlias = Literal["rescale", "bias", "bn", "lsq"]
+WAYS: tuple[How, ...] = ("rescale", "bias", "bn", "lsq")
 
 HELD_OUT = 5  # one row in so many judges the ridge
 SWEEPS = 6  # of the targets that a clip leaves open
 HELD = 512 << 20  # bytes of gathered rows that are kept between sweeps; more are gathered again
 LEAST = 1e-12
+CAUTIOUS = 0.1  # the ridge where there are too few rows to judge it
 
 
 def recovered(site: Site, replay: Replay, targets: Targets, how: How) -> tuple[Array, Array]:
@@ -68,9 +70,10 @@ class _Solver:
     def halves(self) -> tuple[Moments, Moments]:
         """The moments of most rows, and of those that are held out."""
         train, held = (Moments.none(self.groups, self.width, self.outs) for _ in range(2))
-        for x, beside, target in self.rows():
+        for k, (x, beside, target) in enumerate(self.rows()):
             t = self.split(self.wanted(beside, target))
-            cut = x.shape[1] - x.shape[1] // HELD_OUT
+            n = x.shape[1]
+            cut = n - n // HELD_OUT if n >= HELD_OUT else n * (k % HELD_OUT != HELD_OUT - 1)  # few rows: all of some batches
             train.add(x[:, :cut], t[:, :cut])
             held.add(x[:, cut:], t[:, cut:])
         return train, held
@@ -85,7 +88,9 @@ class _Solver:
         """The ridge is what does best on held-out rows; then, where a clip follows, sweeps over what it leaves open."""
         train, held = self.halves()
         self.all = train.plus(held)
-        ridge = best_ridge(self.centred(train, train), self.centred(held, train), self.start)
+        ridge: float | None = CAUTIOUS
+        if held.count and train.count:
+            ridge = best_ridge(self.centred(train, train), self.centred(held, train), self.start)
         matrix = self.start if ridge is None else solve(self.centred(self.all), self.start, ridge)
         if ridge is not None and self.site.path.clips and self.reached:
             for _ in range(SWEEPS):

@@ -1,0 +1,201 @@
+"""Block elimination against least squares over what is left, and the scores and plans that come of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from single import build, w
+
+from onnxprune.budget import Budget
+from onnxprune.elimination import Problem
+from onnxprune.elimination import eliminate as by_elimination
+from onnxprune.errors import DataError
+from onnxprune.groups import Accounting, Groups
+from onnxprune.passes import eliminate as module
+from onnxprune.passes.allocate import allocate
+from onnxprune.passes.eliminate import eliminate
+from onnxprune.selection import Selector, Widths
+
+Array = np.ndarray[Any, Any]
+
+
+def problem(seed: int, units: int = 5, block: int = 2, outs: int = 3, rows: int = 60) -> tuple[Array, Problem]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, units * block)) @ rng.standard_normal((units * block, units * block))
+    x -= x.mean(0)
+    matrix = rng.standard_normal((units * block, outs))
+    columns = rng.permutation(units * block).reshape(units, block)
+    return x, Problem(x.T @ x, matrix, np.arange(units), columns)
+
+
+def left_over(x: Array, p: Problem, gone: list[int]) -> float:
+    """The relative squared error of the best fit without these units."""
+    z = x @ p.matrix
+    kept = np.delete(np.arange(x.shape[1]), p.rows[gone].ravel())
+    fit = x[:, kept] @ np.linalg.lstsq(x[:, kept], z, rcond=None)[0]
+    return float(((z - fit) ** 2).sum() / (z**2).sum())
+
+
+def test_every_step_is_the_best_and_costs_what_least_squares_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.elimination.DAMPING", 1e-12)
+    for seed in range(4):
+        x, p = problem(seed)
+        scores = by_elimination([[p]], 5)
+        gone: list[int] = []
+        before, so_far = 0.0, 0.0
+        for unit in np.argsort(scores, kind="stable"):
+            errors = {u: left_over(x, p, [*gone, u]) for u in range(5) if u not in gone}
+            best = min(errors, key=lambda u: errors[u])
+            assert int(unit) == best
+            so_far = max(so_far, errors[best] - before)
+            assert scores[unit] == pytest.approx(so_far, rel=1e-6)
+            before = errors[best]
+            gone.append(best)
+
+
+def test_a_copy_of_a_channel_goes_first_and_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.elimination.DAMPING", 1e-9)
+    x, p = problem(0, block=1)
+    x[:, p.rows[3, 0]] = 2 * x[:, p.rows[1, 0]]
+    scores = by_elimination([[Problem(x.T @ x, p.matrix, p.units, p.rows)]], 5)
+    first, second = np.argsort(scores)[:2]
+    assert first in (1, 3)
+    assert scores[first] < 1e-2 * scores[second]
+
+
+def test_amplitudes_of_several_consumers_add_and_absent_units_cost_nothing() -> None:
+    a, b = problem(1, block=1)[1], problem(2, block=1)[1]
+    alone = [by_elimination([[p]], 5) for p in (a, b)]
+    both = by_elimination([[a], [b]], 5)
+    first = int(np.argmin(both))
+    single = [np.zeros(5) for _ in range(2)]
+    for found, p in zip(single, (a, b), strict=True):
+        inverse = np.linalg.inv(p.gram + 1e-2 * np.trace(p.gram) / 5 * np.eye(5))
+        found[p.units] = [(p.matrix[r[0]] ** 2).sum() / inverse[r[0], r[0]] / p.energy for r in p.rows]
+    together = (np.sqrt(single[0]) + np.sqrt(single[1])) ** 2
+    assert first == int(np.argmin(together))
+    assert both[first] == pytest.approx(together[first])
+    assert min(alone[0]) == pytest.approx(single[0].min())
+    part = Problem(a.gram, a.matrix, a.units[:3], a.rows[:3])
+    assert (by_elimination([[part]], 5)[3:] < 1e-6).all()
+
+
+def test_units_that_do_not_adapt_cost_what_they_add() -> None:
+    costs = np.array([4.0, 1.0, 2.0])[:, None, None]
+    scores = by_elimination([[Problem(costs, np.ones_like(costs), np.arange(3), np.zeros((3, 1), np.int64))]], 3)
+    np.testing.assert_allclose(scores, [4 / 7, 1 / 7, 2 / 7])
+
+
+# ------------------------------------------------------------------------------------------------------- the pass
+
+
+def scored(groups: Groups, n: int = 24, **options: Any) -> dict[str, Array]:
+    shape = groups.net.shapes["x"]
+    data = [{"x": np.random.default_rng(i).standard_normal(shape).astype(np.float32)} for i in range(n)]
+    saliency = eliminate(groups, lambda: data, n, **options)
+    return {s.group: s.values for s in saliency.layers}
+
+
+X = (1, 12, 6, 6)  # channels enough for eight filters to be independent
+REDUNDANT = w(8, 12, 1, 1)
+REDUNDANT[6] = REDUNDANT[1] * 2  # the channel of ours that another one replaces, sign and all
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights"),
+    [
+        ([("Conv", "a wb", "y", {"pads": [1, 1, 1, 1]})], {"wb": (4, 8, 3, 3)}),
+        ([("ConvTranspose", "a wb", "y", {"strides": [2, 2]})], {"wb": (8, 4, 2, 2)}),
+        ([("Relu", "a", "r"), ("GlobalAveragePool", "r", "p"), ("Flatten", "p", "f"), ("Gemm", "f wb", "y")], {"wb": (8, 4)}),
+        ([("Conv", "a wb", "y"), ("Conv", "a wc", "z")], {"wb": (4, 8, 1, 1), "wc": (2, 8, 3, 3)}),
+    ],
+    ids=["conv", "transposed", "gemm", "two consumers"],
+)
+def test_redundant_channels_cost_least(
+    nodes: list[Any], weights: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxprune.elimination.DAMPING", 1e-6)
+    arrays = {k: w(*s) for k, s in weights.items()}
+    outputs = "y z" if any(n[2] == "z" for n in nodes) else "y"
+    groups = build(nodes, arrays | {"wa": REDUNDANT}, outputs, x=X)
+    scores = scored(groups, 64)["a"]
+    assert int(np.argmin(scores)) in (1, 6)
+    assert scores.min() < 1e-2 * np.sort(scores)[1]
+
+
+def test_in_a_grouped_convolution_each_half_counts() -> None:
+    """Channels of the two halves are cut in pairs, so a pair costs what both halves lose."""
+    wb = w(4, 4, 3, 3)
+    wb[:, 2] *= 1e-3
+    groups = build([("Conv", "a wb", "y", {"group": 2})], {"wb": wb}, x=X)
+    (found,) = (v for v in scored(groups, 64).values())
+    assert len(found) == groups.prunable[0].size
+    lightest = groups.at[next(layer.x for layer in groups.layers if layer.out.tensor == "y")][0][1].positions[np.argmin(found)]
+    assert lightest % 4 == 2
+
+
+def test_wide_layers_are_scored_channel_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = build([("Conv", "a wb", "y")], {"wb": w(4, 8, 3, 3), "wa": REDUNDANT}, x=X)
+    together = scored(groups)["a"]
+    monkeypatch.setattr(module, "WIDEST", 8)
+    alone = scored(groups)["a"]
+    assert alone.min() > 2 * together.min()  # without its copy a redundant channel is worth something
+    monkeypatch.setattr(module, "MEMORY", 1)  # a run of the data for every layer changes nothing
+    np.testing.assert_array_equal(scored(groups)["a"], alone)
+
+
+def test_products_of_activations_cost_their_energy() -> None:
+    nodes = [
+        ("Reshape", "a s", "t"), ("Transpose", "t", "rows", {"perm": [0, 2, 1]}),
+        ("MatMul", "rows wq", "q"), ("MatMul", "rows wk", "k"),
+        ("Transpose", "k", "kt", {"perm": [0, 2, 1]}), ("MatMul", "q kt", "y"),
+    ]  # fmt: skip
+    wq = w(8, 6)
+    wq[:, 2] *= 1e-3
+    groups = build(nodes, {"wq": wq, "wk": w(8, 6), "s": np.array([1, 8, 36])})
+    found = next(v for k, v in scored(groups, 4).items() if k != "a")
+    assert int(np.argmin(found)) == 2
+
+
+def test_runs_alike_do_not_merge_and_name_the_data() -> None:
+    groups = build([("Conv", "a wb", "y")], {"wb": w(4, 8, 3, 3)})
+    data = [{"x": w(1, 3, 6, 6)}]
+    one, two = (eliminate(groups, lambda: data, 1, ("d",)) for _ in range(2))
+    np.testing.assert_array_equal(one.layers[0].values, two.layers[0].values)
+    assert one.data == ("d",) and one.model_digest == groups.net.digest
+    with pytest.raises(DataError, match="do not merge"):
+        one.merged(two)
+
+
+@pytest.mark.parametrize("align", [1, 2])
+@pytest.mark.parametrize("keep", [0.8, 0.5, 0.2])
+def test_allocation_meets_the_budget_and_keeps_the_best(keep: float, align: int) -> None:
+    nodes = [("Relu", "a", "r"), ("Conv", "r wb", "b"), ("Relu", "b", "s"), ("Conv", "s wc", "y")]
+    groups = build(nodes, {"wb": w(12, 8, 3, 3), "wc": w(4, 12, 3, 3)})
+    shape = groups.net.shapes["x"]
+    data = [{"x": np.random.default_rng(i).standard_normal(shape).astype(np.float32)} for i in range(16)]
+    saliency = eliminate(groups, lambda: data, 16)
+    selector = Selector(groups.prunable, saliency, "elimination", widths=Widths(1, align))
+    accounting = Accounting(groups, len(groups.net.source.SerializeToString()))
+    chosen = allocate(accounting, groups.prunable, selector, Budget("macs", keep)).choices
+    kept = {name: c.indices for name, c in chosen.items()}
+    full, macs = accounting.size(accounting.full_widths).macs, accounting.size(accounting.widths(kept)).macs
+    assert macs <= keep * full
+    for group in groups.prunable:
+        width = len(kept[group.id])
+        assert width % align == 0
+        best = np.sort(np.argsort(-saliency.of(group), kind="stable")[:width])
+        np.testing.assert_array_equal(kept[group.id], best)
+        if (wider := width + align) <= group.size:  # nothing more fits
+            more = kept | {group.id: np.arange(wider)}
+            assert accounting.size(accounting.widths(more)).macs > keep * full
+
+
+def test_the_model_is_left_alone() -> None:
+    groups = build([("Conv", "a wb", "y")], {"wb": w(4, 8, 3, 3)})
+    before = onnx.ModelProto.FromString(groups.net.source.SerializeToString())
+    scored(groups, 2)
+    assert groups.net.source == before

@@ -1,0 +1,149 @@
+"""Linear operators as matrix products over rows, against ONNX Runtime; least squares against NumPy's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import runtime
+from onnxprune.recovery.leastsq import Moments, best_ridge, solve
+from onnxprune.recovery.linear import Linear
+from onnxprune.recovery.targets import spread
+
+Array = np.ndarray[Any, Any]
+CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "pointwise": ("Conv", (2, 3, 5, 5), (4, 3, 1, 1), {}),
+    "padded": ("Conv", (2, 3, 6, 7), (4, 3, 3, 3), {"pads": [1, 2, 0, 1]}),
+    "strided and dilated": ("Conv", (2, 4, 9, 8), (6, 4, 3, 2), {"strides": [2, 3], "dilations": [2, 1], "pads": [2, 0, 1, 1]}),
+    "grouped": ("Conv", (2, 6, 5, 5), (4, 3, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
+    "depthwise": ("Conv", (2, 4, 5, 5), (8, 1, 3, 3), {"group": 4, "strides": [2, 2]}),
+    "same upper": ("Conv", (1, 2, 6, 5), (3, 2, 3, 2), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    "same lower": ("Conv", (1, 2, 6, 5), (3, 2, 3, 2), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    "valid": ("Conv", (1, 2, 6, 5), (3, 2, 3, 2), {"auto_pad": "VALID"}),
+    "one axis": ("Conv", (2, 3, 9), (4, 3, 4), {"strides": [2]}),
+    "three axes": ("Conv", (1, 2, 4, 5, 3), (3, 2, 2, 3, 2), {"pads": [1, 0, 1, 0, 1, 0]}),
+    "transposed": ("ConvTranspose", (2, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "pads": [1, 0, 1, 1]}),
+    "transposed, grouped": ("ConvTranspose", (2, 4, 4, 4), (4, 3, 2, 2), {"group": 2, "strides": [2, 1], "dilations": [1, 2]}),
+    "transposed, more": ("ConvTranspose", (1, 2, 4, 4), (2, 3, 3, 3), {"strides": [3, 3], "output_padding": [1, 2]}),
+    "gemm": ("Gemm", (5, 6), (6, 4), {}),
+    "gemm with transB and alpha": ("Gemm", (5, 6), (4, 6), {"transB": 1, "alpha": 0.5}),
+    "matmul": ("MatMul", (2, 3, 5, 6), (6, 4), {}),
+}
+
+
+def made(op: str, x: Array, w: Array, attributes: dict[str, Any]) -> Array:
+    node = helper.make_node(op, ["x", "w"], ["y"], **attributes)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))]
+    graph = helper.make_graph([node], "g", inputs, [onnx.ValueInfoProto(name="y")], [numpy_helper.from_array(w, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return runtime.run(runtime.session(model, threads=1), {"x": x})[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_times_matrix_is_the_operator(name: str) -> None:
+    op, xs, ws, attributes = CASES[name]
+    rng = np.random.default_rng(3)
+    x, w = rng.standard_normal(xs).astype(np.float32), rng.standard_normal(ws).astype(np.float32)
+    y = made(op, x, w, attributes)
+    linear = Linear(op, ws, attributes)
+    assert linear.understood
+    rows = (y.shape[0], *y.shape[2:]) if linear.convolution else y.shape[:-1]
+    if linear.convolution:
+        assert linear.space(x.shape[2:]) == y.shape[2:]
+    picks = spread(int(np.prod(rows)), 17, rng)
+    product = linear.inputs(x, picks, rows) @ linear.matrix(w)
+    assert linear.outs == product.shape[0] * product.shape[2]
+    there = linear.outputs(y, picks)
+    np.testing.assert_allclose(product.transpose(1, 0, 2).reshape(there.shape), there, atol=2e-5)
+    np.testing.assert_array_equal(linear.weight(linear.matrix(w)).astype(np.float32), w)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "attributes"),
+    [
+        ("Gemm", (4, 6), {"transA": 1}),
+        ("Gemm", (4, 6), {"alpha": 0.0}),
+        ("MatMul", (2, 4, 6), {}),
+        ("ConvTranspose", (3, 4, 3, 3), {"auto_pad": b"SAME_UPPER"}),
+        ("ConvTranspose", (3, 4, 3, 3), {"output_shape": [9, 9]}),
+    ],
+)
+def test_what_is_not_understood_says_so(op: str, shape: tuple[int, ...], attributes: dict[str, Any]) -> None:
+    assert not Linear(op, shape, attributes).understood
+
+
+def test_rows_are_spread_over_all() -> None:
+    rng = np.random.default_rng(0)
+    assert spread(5, 9, rng).tolist() == [0, 1, 2, 3, 4]
+    picks = spread(1000, 10, rng)
+    assert picks.shape == (10,)
+    assert [p // 100 for p in picks] == list(range(10))
+
+
+# -------------------------------------------------------------------------------------------------- least squares
+
+
+def rows(seed: int, n: int, d: int = 5, o: int = 3, noise: float = 0.1) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng(seed)
+    x, w = rng.standard_normal((2, n, d)) + 1.5, np.random.default_rng(99).standard_normal((2, d, o))
+    return x, x @ w + 0.7 + noise * rng.standard_normal((2, n, o)), w
+
+
+def moments(x: Array, t: Array, pieces: int = 3) -> Moments:
+    found = Moments.none(len(x), x.shape[2], t.shape[2])
+    for part in np.array_split(np.arange(x.shape[1]), pieces):
+        found.add(x[:, part], t[:, part])
+    return found
+
+
+def test_solution_is_that_of_numpy_with_an_intercept() -> None:
+    x, t, _ = rows(0, 40)
+    found = moments(x, t).centred()
+    w = solve(found, np.zeros((2, 5, 3)), 0.0)
+    for g in range(2):
+        full = np.linalg.lstsq(np.hstack([x[g], np.ones((40, 1))]), t[g], rcond=None)[0]
+        np.testing.assert_allclose(w[g], full[:-1], atol=1e-10)
+    centred = (x - x.mean(1, keepdims=True)), (t - t.mean(1, keepdims=True))
+    assert found.error(w) == pytest.approx(float(((centred[1] - centred[0] @ w) ** 2).sum()), rel=1e-9)
+
+
+def test_ridge_is_on_the_change() -> None:
+    x, t, _ = rows(1, 30)
+    start = np.random.default_rng(5).standard_normal((2, 5, 3))
+    found, ridge = moments(x, t), 0.3
+    w = solve(found, start, ridge)
+    for g in range(2):
+        scale = ridge * np.trace(x[g].T @ x[g]) / 5
+        stacked = np.vstack([x[g], np.sqrt(scale) * np.eye(5)]), np.vstack([t[g], np.sqrt(scale) * start[g]])
+        np.testing.assert_allclose(w[g], np.linalg.lstsq(*stacked, rcond=None)[0], atol=1e-10)
+    np.testing.assert_allclose(solve(found, start, 1e9), start, atol=1e-6)
+
+
+def test_moments_add_up_and_take_new_targets() -> None:
+    x, t, _ = rows(2, 20)
+    whole, first, second = moments(x, t), moments(x[:, :8], t[:, :8]), moments(x[:, 8:], t[:, 8:])
+    both = first.plus(second)
+    for name in ("count", "xx", "xt", "tt", "x", "t"):
+        np.testing.assert_allclose(getattr(both, name), getattr(whole, name), rtol=1e-12)
+    again = whole.without_targets()
+    again.add_targets(x, 2 * t)
+    np.testing.assert_allclose(again.xt, 2 * whole.xt)
+    np.testing.assert_allclose(again.tt, 4 * whole.tt)
+    assert again.count == whole.count
+
+
+def test_the_ridge_is_what_held_out_rows_like_best() -> None:
+    x, t, w = rows(3, 8, d=7, noise=2.0)
+    held = moments(*rows(4, 400, d=7, noise=2.0)[:2])
+    train = moments(x, t)
+    start = w + 0.05
+    ridge = best_ridge(train.centred(), held.centred(train), start)
+    assert ridge is None or ridge >= 1e-2  # eight noisy rows say little about seven weights that are nearly right
+    clean = best_ridge(
+        moments(*rows(5, 400, noise=0)[:2]).centred(), moments(*rows(6, 50, noise=0)[:2]).centred(), rows(0, 1)[2] + 1
+    )
+    assert clean is not None and clean <= 1e-4

@@ -1,0 +1,409 @@
+"""Recovery: models run piece by piece, which layers can be solved for, and what the solutions are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from single import build, ints, w
+
+import onnxprune
+from onnxprune import runtime
+from onnxprune.groups import Groups
+from onnxprune.passes.recover import recover
+from onnxprune.passes.surgery import surgery
+from onnxprune.plan import Kept, Plan
+from onnxprune.recovery import solver
+from onnxprune.recovery.replay import Replay, Shelf
+from onnxprune.recovery.sites import _Finder, sites
+
+Array = np.ndarray[Any, Any]
+X = (4, 6, 8, 8)
+PAD = {"pads": [1, 1, 1, 1]}
+
+
+def batches(n: int = 6, shape: Sequence[int] = X, seed: int = 0) -> list[dict[str, Array]]:
+    return [{"x": np.random.default_rng([seed, i]).standard_normal(shape).astype(np.float32)} for i in range(n)]
+
+
+def plan_of(groups: Groups, drop: int) -> Plan:
+    """Drops the last channels of every group."""
+    return Plan({g.id: Kept(g.size, np.arange(max(1, g.size - drop))) for g in groups.prunable})
+
+
+def outputs(model: onnx.ModelProto, data: Sequence[dict[str, Array]], name: str | None = None) -> Array:
+    model = model if name is None else runtime.with_outputs(model, [name])
+    session = runtime.session(model, threads=1)
+    return np.concatenate([runtime.run(session, batch)[0] for batch in data])
+
+
+def error(groups: Groups, model: onnx.ModelProto, data: Sequence[dict[str, Array]]) -> float:
+    before, after = outputs(groups.net.source, data), outputs(model, data)
+    return float(np.linalg.norm(before - after) / np.linalg.norm(before - before.mean()))
+
+
+# --------------------------------------------------------------------------------------------------------- replay
+
+
+def branches() -> Groups:
+    nodes = [
+        ("Conv", "a wb", "b"), ("Relu", "b", "r"), ("Conv", "r wc", "c"), ("Add", "c a", "s"), ("Relu", "s", "t"),
+        ("Identity", "wd", "wi"), ("Conv", "t wi", "y"),
+    ]  # fmt: skip
+    return build(nodes, {"wb": w(8, 8, 1, 1), "wc": w(8, 8, 1, 1), "wd": w(3, 8, 1, 1)}, x=X)
+
+
+def test_pieces_make_what_the_whole_makes() -> None:
+    model = branches().net.source
+    data = batches(3)
+    replay = Replay(model, data)
+    numbers = {n.output[0]: i for i, n in enumerate(model.graph.node)}
+    assert replay.advance({numbers["c"], numbers["y"]})
+    assert replay.available == {"a", "r"}  # what is left to run needs these, and the input no longer
+    assert not replay.advance({numbers["c"], numbers["y"]})
+    np.testing.assert_allclose(replay.batches[1]["a"], outputs(model, data[1:2], "a"), rtol=1e-4, atol=1e-4)
+    assert replay.advance({numbers["y"]})
+    assert replay.available == {"t"}
+    assert replay.advance(())
+    np.testing.assert_allclose(np.concatenate([b["y"] for b in replay.batches]), outputs(model, data), rtol=1e-4, atol=1e-3)
+
+
+def test_weights_set_between_pieces_count() -> None:
+    model = branches().net.source
+    data = batches(1)
+    replay = Replay(model, data)
+    number = next(i for i, n in enumerate(model.graph.node) if n.output[0] == "b")
+    replay.advance({number})
+    proto = next(t for t in model.graph.initializer if t.name == "wb")
+    proto.CopyFrom(numpy_helper.from_array(np.zeros((8, 8, 1, 1), np.float32), "wb"))
+    replay.advance(())
+    np.testing.assert_allclose(replay.batches[0]["y"], outputs(model, data), atol=1e-5)
+
+
+def test_unsorted_models_and_bodies_replay() -> None:
+    groups = branches()
+    model = onnx.ModelProto()
+    model.CopyFrom(groups.net.source)
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    replay = Replay(model, batches(1))
+    replay.advance(())
+    np.testing.assert_allclose(replay.batches[0]["y"], outputs(groups.net.source, batches(1)), rtol=1e-4, atol=1e-3)
+
+
+def test_shelf_goes_to_files_beyond_its_limit_and_forgets() -> None:
+    shelf = Shelf(limit=1 << 17)
+    small, large = np.arange(1 << 14, dtype=np.float32), np.arange(1 << 16, dtype=np.float32)
+    assert shelf.put(small) is small
+    mapped = shelf.put(large)
+    assert isinstance(mapped, np.memmap)
+    np.testing.assert_array_equal(mapped, large)
+    path = Path(str(mapped.filename))
+    shelf.drop(mapped)
+    assert not path.exists()
+    shelf.drop(small)
+    assert shelf.put(small) is small
+
+
+# ---------------------------------------------------------------------------------------------------------- sites
+
+
+def found(groups: Groups, drop: int = 2) -> tuple[dict[str, Any], dict[str, str]]:
+    plan = plan_of(groups, drop)
+    good, bad = sites(groups, plan, surgery(groups, plan))
+    return {s.out: s for s in good}, bad
+
+
+def test_paths_know_their_sum_and_what_clips_it() -> None:
+    nodes = [
+        ("Conv", "a wb bb", "b"), ("BatchNormalization", "b gamma beta mean var", "n"), ("Add", "n a", "s"),
+        ("Clip", "s low high", "t"), ("Conv", "t wc", "c"), ("Add", "c shift", "d"), ("Relu", "d", "y"),
+    ]  # fmt: skip
+    weights = {"wb": w(8, 8, 1, 1), "bb": w(8), "gamma": w(8), "beta": w(8), "mean": w(8), "var": w(8) ** 2 + 0.1}
+    more = {"low": np.float32(0), "high": np.float32(6), "wc": w(3, 8, 1, 1), "shift": w(3, 1, 1)}
+    groups = build(nodes, weights | more, x=X)
+    here, left = found(groups)
+    assert not left
+    b, c, a = here["b"], here["c"], here["a"]
+    assert (b.path.sum, b.path.rest, b.path.low, b.path.high) == ("s", "a", 0.0, 6.0)
+    gain = (weights["gamma"] / np.sqrt(weights["var"] + 1e-5))[:6]
+    np.testing.assert_allclose(b.path.gain, gain, rtol=1e-5)
+    np.testing.assert_allclose(b.path.shift, weights["beta"][:6] - weights["mean"][:6] * gain, rtol=1e-4, atol=1e-5)
+    assert (b.home.tensor, b.home.factor) == ("bb", 1.0)
+    assert (c.path.sum, c.path.rest, c.path.low, c.path.high) == ("d", None, 0.0, np.inf)
+    assert c.home.tensor == "shift"
+    assert (a.path.sum, a.path.rest, a.home) == ("a", None, None)  # two readers, and no bias anywhere
+
+
+def test_a_bias_goes_to_the_mean_of_the_normalisation() -> None:
+    nodes = [("Conv", "a wb", "b"), ("BatchNormalization", "b gamma beta mean var", "y")]
+    groups = build(nodes, {"wb": w(4, 8, 1, 1), "gamma": w(4), "beta": w(4), "mean": w(4), "var": w(4) ** 2 + 0.1}, x=X)
+    home = found(groups)[0]["b"].home
+    assert (home.tensor, home.factor) == ("mean", -1.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "layer", "why"),
+    [
+        ([("Conv", "a wb", "b"), ("Conv", "b wb", "y")], {"wb": w(8, 8, 1, 1)}, "b", "shared"),
+        ([("Mul", "wb two", "wm"), ("Conv", "a wm", "y")], {"wb": w(3, 8, 1, 1), "two": np.float32(2)}, "y", "computed"),
+        (
+            [("Reshape", "a s", "r"), ("Transpose", "r", "t", {"perm": [1, 0, 2]}), ("LSTM", "t wl rl", "y", {"hidden_size": 3})],
+            {"s": ints(4, 8, -1), "wl": w(1, 12, 64), "rl": w(1, 12, 3)},
+            "y",
+            "not solved for",
+        ),
+    ],
+    ids=["shared", "computed", "recurrent"],
+)
+def test_what_is_not_solved_for_has_a_reason(nodes: list[Any], weights: dict[str, Array], layer: str, why: str) -> None:
+    left = found(build(nodes, weights, x=X))[1]
+    assert any(why in reason for name, reason in left.items() if name.startswith(layer))
+
+
+# -------------------------------------------------------------------------------------------------------- recover
+
+
+def redundant(*shape: int) -> Array:
+    """Filters of which the last two are mixtures of the others."""
+    filters = w(*shape)
+    filters[-1] = filters[0] - 2 * filters[1]
+    filters[-2] = 0.5 * filters[2] + filters[0]
+    return filters
+
+
+LINEAR_NETS: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "conv": ([("Conv", "a wb", "y", {"pads": [1, 1, 1, 1]})], {"wb": (4, 8, 3, 3)}),
+    "strided with bias": ([("Conv", "a wb bb", "y", {"strides": [2, 2]})], {"wb": (4, 8, 3, 3), "bb": (4,)}),
+    "transposed": ([("ConvTranspose", "a wb", "y", {"strides": [2, 2]})], {"wb": (8, 4, 2, 2)}),
+    "gemm": ([("GlobalAveragePool", "a", "p"), ("Flatten", "p", "f"), ("Gemm", "f wb bb", "y")], {"wb": (8, 4), "bb": (4,)}),
+    "matmul": ([("Transpose", "a", "t", {"perm": [0, 2, 3, 1]}), ("MatMul", "t wb", "y")], {"wb": (8, 4)}),
+    "two layers": ([("Conv", "a wb", "b"), ("Conv", "b wc", "y")], {"wb": (6, 8, 3, 3), "wc": (3, 6, 1, 1)}),
+    "depthwise between": (
+        [("AveragePool", "a", "p", {"kernel_shape": [2, 2]}), ("Conv", "p wb", "y", {"pads": [1, 1, 1, 1]})],
+        {"wb": (4, 8, 3, 3)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEAR_NETS)
+def test_what_was_redundant_is_recovered(name: str) -> None:
+    nodes, shapes = LINEAR_NETS[name]
+    weights = {k: w(*s) for k, s in shapes.items()} | {"wa": redundant(8, 6, 1, 1)}
+    if name == "two layers":
+        weights["wb"] = redundant(6, 8, 3, 3)
+    groups = build(nodes, weights, x=X)
+    plan = plan_of(groups, 2)
+    cut = surgery(groups, plan)
+    result = recover(groups, plan, cut, batches(12))
+    fresh = batches(3, seed=1)
+    assert error(groups, cut, fresh) > 0.3
+    assert error(groups, result.model, fresh) < 2e-2
+    assert [(n.op_type, n.name, list(n.output)) for n in result.model.graph.node] == [
+        (n.op_type, n.name, list(n.output)) for n in cut.graph.node
+    ]
+    assert [t.dims for t in result.model.graph.initializer] == [t.dims for t in cut.graph.initializer]
+
+
+def residual(clip: bool = True) -> Groups:
+    nodes = [
+        ("Relu", "a", "r"), ("Conv", "r wb bb", "b", PAD), ("Relu", "b", "s"), ("Conv", "s wc bc", "c"), ("Add", "c r", "d"),
+        ("Relu" if clip else "Identity", "d", "t"), ("Conv", "t wd bd", "e"), ("Relu", "e", "u"), ("Conv", "u we be", "y"),
+    ]  # fmt: skip
+    shapes = {"wb": (10, 8, 3, 3), "bb": (10,), "wc": (8, 10, 1, 1), "bc": (8,), "wd": (10, 8, 1, 1), "bd": (10,)}
+    return build(nodes, {k: w(*s) for k, s in (shapes | {"we": (3, 10, 1, 1), "be": (3,)}).items()}, x=X)
+
+
+def inner(groups: Groups, drop: int = 4) -> Plan:
+    return Plan({g.id: Kept(g.size, np.arange(g.size - drop)) for g in groups.prunable if g.size == 10})
+
+
+@pytest.mark.parametrize("how", ["bias", "rescale", "bn", "lsq"])
+def test_every_way_beats_the_cut(how: Any) -> None:
+    groups = residual()
+    plan = inner(groups)
+    cut = surgery(groups, plan)
+    fresh = batches(4, seed=1)
+    assert error(groups, recover(groups, plan, cut, batches(), how=how).model, fresh) < 0.9 * error(groups, cut, fresh)
+
+
+def test_least_squares_is_the_best_way() -> None:
+    groups = residual()
+    plan = inner(groups)
+    cut = surgery(groups, plan)
+    fresh = batches(4, seed=1)
+    errors = {how: error(groups, recover(groups, plan, cut, batches(12), how=how).model, fresh) for how in solver.WAYS}
+    assert min(errors, key=lambda how: errors[how]) == "lsq"
+
+
+def test_bias_makes_the_means_equal() -> None:
+    groups = residual()
+    plan = inner(groups)
+    data = batches(8)
+    model = recover(groups, plan, surgery(groups, plan), data, how="bias").model
+    before, after = outputs(groups.net.source, data), outputs(model, data)
+    np.testing.assert_allclose(after.mean((0, 2, 3)), before.mean((0, 2, 3)), atol=1e-3 * np.abs(before).max())
+
+
+def test_bn_makes_the_variances_equal() -> None:
+    groups = residual()
+    plan = inner(groups)
+    data = batches(8)
+    model = recover(groups, plan, surgery(groups, plan), data, how="bn").model
+    before, after = outputs(groups.net.source, data), outputs(model, data)
+    np.testing.assert_allclose(after.var((0, 2, 3)), before.var((0, 2, 3)), rtol=1e-3)
+
+
+def test_a_branch_makes_up_for_the_stream_that_it_is_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrower stream `r` makes `d` wrong, also where `c` is right; `c` can restore part of that."""
+    groups = residual(clip=False)
+    stream = next(g for g in groups.prunable if g.size == 8)
+    plan = Plan({stream.id: Kept(8, np.arange(6))})
+    cut = surgery(groups, plan)
+    data, fresh = batches(12), batches(4, seed=1)
+    assert next(s for s in sites(groups, plan, cut)[0] if s.out == "c").path.rest == "r"
+
+    def wrong() -> float:
+        model = recover(groups, plan, cut, data).model
+        before, after = outputs(groups.net.source, fresh, "d")[:, :6], outputs(model, fresh, "d")
+        return float(((before - after) ** 2).sum())
+
+    made_up = wrong()
+    monkeypatch.setattr(_Finder, "_alike", lambda *_: False)
+    assert made_up < 0.9 * wrong()
+
+
+def test_what_a_clip_hides_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = residual()
+    plan = inner(groups, 6)
+    cut = surgery(groups, plan)
+    data = batches(12)
+
+    def clipped() -> float:
+        model = recover(groups, plan, cut, data).model
+        before, after = outputs(groups.net.source, data, "t"), outputs(model, data, "t")
+        return float(((before - after) ** 2).sum())
+
+    swept = clipped()
+    monkeypatch.setattr(solver, "SWEEPS", 0)
+    assert swept < 0.995 * clipped()
+
+
+def test_recovery_is_deterministic_and_leaves_its_arguments_alone() -> None:
+    groups = residual()
+    plan = inner(groups)
+    cut = surgery(groups, plan)
+    before = cut.SerializeToString()
+    first, second = (recover(groups, plan, cut, batches()).model.SerializeToString() for _ in range(2))
+    assert first == second
+    assert cut.SerializeToString() == before != first
+
+
+def test_rows_that_do_not_fit_in_memory_are_gathered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = residual()
+    plan = inner(groups)
+    cut = surgery(groups, plan)
+    held = recover(groups, plan, cut, batches()).model.SerializeToString()
+    monkeypatch.setattr(solver, "HELD", 1 << 16)
+    assert recover(groups, plan, cut, batches()).model.SerializeToString() == held
+
+
+def test_half_precision_weights_stay_half() -> None:
+    groups = build(
+        [("Cast", "a", "h", {"to": TensorProto.FLOAT16}), ("Conv", "h wb", "b"), ("Cast", "b", "y", {"to": TensorProto.FLOAT})],
+        {"wb": w(4, 8, 1, 1).astype(np.float16), "wa": redundant(8, 6, 1, 1)},
+        x=X,
+    )
+    plan = plan_of(groups, 2)
+    model = recover(groups, plan, surgery(groups, plan), batches(12)).model
+    assert next(t for t in model.graph.initializer if t.name == "wb").data_type == TensorProto.FLOAT16
+    assert error(groups, model, batches(3, seed=1)) < 2e-2
+
+
+# ------------------------------------------------------------------------------------------------------ the whole
+
+
+def small_net() -> onnx.ModelProto:
+    rng = np.random.default_rng(5)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        scale = np.sqrt(2 / np.prod(shape[1:]))
+        return numpy_helper.from_array((scale * rng.standard_normal(shape)).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "wa", "ba"], ["a"], "a", pads=[1, 1, 1, 1]), helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "wb", "bb"], ["b"], "b", pads=[1, 1, 1, 1]), helper.make_node("Relu", ["b"], ["s"]),
+        helper.make_node("GlobalAveragePool", ["s"], ["p"]), helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "wc", "bc"], ["y"], "c", transB=1),
+    ]  # fmt: skip
+    weights = [weight("wa", 16, 3, 3, 3), weight("ba", 16), weight("wb", 24, 16, 3, 3), weight("bb", 24), weight("wc", 5, 24)]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
+        [*weights, weight("bc", 5)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+DATA = {"x": np.random.default_rng(0).standard_normal((400, 3, 12, 12)).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, onnxprune.Result]:
+    options: dict[str, dict[str, Any]] = {
+        "auto": {}, "obs": {"method": "obs"}, "obs none": {"method": "obs", "recover": "none"},
+        "l2": {"method": "l2", "recover": "lsq"}, "l2 none": {"method": "l2", "recover": "none"},
+    }  # fmt: skip
+    return {k: onnxprune.prune(small_net(), DATA, budget={"macs": 0.5}, samples=96, **o) for k, o in options.items()}
+
+
+def test_recovery_moves_outputs_less_on_samples_that_it_has_not_seen(results: dict[str, onnxprune.Result]) -> None:
+    moved = {k: r.report["validation"]["relative_l2"] for k, r in results.items()}
+    assert moved["obs"] < 0.8 * moved["obs none"]
+    assert moved["l2"] < 0.8 * moved["l2 none"]
+    assert moved["auto"] <= 1.05 * moved["obs"]
+    for r in results.values():
+        assert r.report["pruned"]["macs"] <= 0.5 * r.report["original"]["macs"]
+        assert r.report["validation"]["masked_max_relative_error"] < 1e-4
+
+
+def test_the_report_says_what_was_gained(results: dict[str, onnxprune.Result]) -> None:
+    told = results["obs"].report
+    assert told["recover"] == "lsq" and told["recovery"]["kept"] == "lsq" and told["recovery"]["asked"] == "auto"
+    errors = told["recovery"]["held_out_relative_l2"]
+    assert errors["lsq"] < errors["none"]
+    assert told["recovery"]["layers"] == 3 and told["recovery"]["samples"] == 96
+    assert any("before recovery" in note for note in told["validation"]["notes"])
+    assert results["obs none"].report["recover"] == "none"
+
+
+def test_recovery_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def harm(*_: Any) -> tuple[Array, Array]:
+        site = _[0]
+        return np.zeros_like(site.weight), site.bias
+
+    monkeypatch.setattr("onnxprune.passes.recover.recovered", harm)
+    result = onnxprune.prune(small_net(), DATA, budget={"macs": 0.7}, samples=96, method="l2", recover="lsq")
+    assert result.report["recover"] == "none"
+    assert result.report["validation"]["masked_max_relative_error"] < 1e-4
+
+
+def test_without_data_nothing_is_recovered() -> None:
+    assert onnxprune.prune(small_net(), budget={"macs": 0.7}, method="l2").report["recover"] == "none"
+
+
+def test_recovered_pairs_verify(results: dict[str, onnxprune.Result], tmp_path: Any) -> None:
+    onnx.save(small_net(), tmp_path / "net.onnx")
+    result = onnxprune.prune(tmp_path / "net.onnx", DATA, budget={"macs": 0.5}, samples=96, method="obs")
+    result.save(tmp_path / "out.onnx")
+    found = onnxprune.verify(tmp_path / "net.onnx", tmp_path / "out.onnx", result.report)
+    assert found["validation"]["masked_max_relative_error"] < 1e-4
+    assert result.stored == results["obs"].stored
