@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +17,7 @@ import onnxprune
 from onnxprune import certify as certifying
 from onnxprune import files, large, runtime, weights, wire
 from onnxprune.budget import Budget
+from onnxprune.clock import Clock
 from onnxprune.criteria import Criterion, Sensitivity
 from onnxprune.criteria.plain import PLAIN, Random
 from onnxprune.data import open_data
@@ -34,6 +33,7 @@ from onnxprune.passes.validate import Validation, validate
 from onnxprune.plan import Plan
 from onnxprune.report import build
 from onnxprune.saliency import Saliency
+from onnxprune.search import Search
 from onnxprune.selection import Widths
 from onnxprune.splits import Split
 
@@ -111,19 +111,6 @@ def outputs(out: Path, report: Path, *, external: bool) -> list[Path]:
     return [out, report, certificate_path(out), *([files.data_file(out)] if external else [])]
 
 
-class Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
-
-
 def criterion_for(options: Options, providers: list[str]) -> Criterion:
     """The criterion behind `--method`."""
     if options.method == "random":
@@ -172,7 +159,7 @@ def prune(
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
     held = certifying.held_out(imported, split, other, saliency, settings, calibration is None)
     job = _Job(imported, saliency, settings, budget, split, held, providers, clock, tell, calibration is None)
-    decision, pruned, found, told = job.within_budget()
+    decision, pruned, found, told = job.done()
     report = _report(imported, settings, budget, saliency, decision, pruned, found, clock)
     report["certificate"] = told
     return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
@@ -193,6 +180,19 @@ class _Job:
     tell: Progress
     measured: bool
 
+    def done(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
+        """Decides within the budget and does it."""
+        if self.budget.kind != "max-drop":
+            return self.within_budget()
+        if isinstance(self.held, str):
+            raise DataError(f"--max-drop needs held-out samples: {self.held}", hint="--certify DATA gives them")
+        with self.clock.stage("sample"):
+            search = Search(
+                self.imported, self.saliency, self.settings, self.split, self.held, self.providers, self.budget.value
+            )
+            decision, drop = search.smallest()
+        return decision, *self._made(decision, drop)
+
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """The certificate is part of the file: what it takes comes off a budget of bytes."""
         spare = 0
@@ -208,7 +208,9 @@ class _Job:
             self.imported.groups.net.scratch.drop(pruned)
             spare += math.ceil(excess)
 
-    def _made(self, decision: Decision) -> tuple[onnx.ModelProto, Validation, dict[str, Any] | None]:
+    def _made(
+        self, decision: Decision, drop: Mapping[str, Any] | None = None
+    ) -> tuple[onnx.ModelProto, Validation, dict[str, Any] | None]:
         imported, split = self.imported, self.split
         with self.clock.stage("surgery"):
             pruned = surgery(imported.groups, decision.plan)
@@ -228,7 +230,17 @@ class _Job:
         with self.clock.stage("certify"):
             models = (pruned, masked)
             told = certifying.certificate(
-                imported, split, self.held, self.saliency, decision, self.settings, models, found, self.providers, self.measured
+                imported,
+                split,
+                self.held,
+                self.saliency,
+                decision,
+                self.settings,
+                models,
+                found,
+                self.providers,
+                self.measured,
+                drop,
             )
         imported.groups.net.scratch.drop(*[m for m in (exact, masked) if m is not None])
         return certifying.attach(pruned, told), found, told

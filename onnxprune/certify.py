@@ -12,7 +12,7 @@ import onnx
 
 from onnxprune import wire
 from onnxprune.certificate import layers, network
-from onnxprune.certificate.population import Observed, population
+from onnxprune.certificate.population import GRID, Observed, population
 from onnxprune.certificate.words import NETWORK, POPULATION, PROPERTY, VERSION, absent, present
 from onnxprune.channels import Index
 from onnxprune.data import Samples, choose
@@ -77,12 +77,13 @@ def certificate(
     found: Validation,
     providers: list[str],
     measured: bool = True,
-    candidates: int = 1,
+    drop: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """The certificate, JSON-ready; None where nothing could be said: no sensitivities and no samples.
 
     models: (pruned, masked). found: the validation, which ran on the samples of `held` unless these are --certify's.
-    measured: whether the calibration was made in this run. candidates: see `population`.
+    measured: whether the calibration was made in this run. drop: what --max-drop found on the samples of
+    `held`, which then have chosen the network.
     """
     groups, plan = imported.groups, decision.plan
     if saliency.criterion != "pfp" and split.validation is None and isinstance(held, str):
@@ -91,9 +92,9 @@ def certificate(
     if isinstance(held, str):
         people = absent(POPULATION, held)
     else:
-        people = population(seen, settings.delta, candidates)
+        people = population(seen, settings.delta, 1 if drop is None else len(GRID))
         if people["applies"]:
-            people |= held.told(seen.samples, seen.data)
+            people |= held.told(seen.samples, seen.data) | ({} if drop is None else {"max_drop": dict(drop)})
     return {
         "onnxprune_certificate": VERSION,
         "method": decision.method,

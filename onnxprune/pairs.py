@@ -138,7 +138,9 @@ def _told(pruned: onnx.ModelProto, report: Mapping[str, Any] | None, copy: Mappi
         hint = "they are the pruned file's metadata, OUT.certificate.json and the report"
         raise ValidationError("the copies of the certificate differ", hint=hint)
     if copies and not isinstance(copies[0], dict):
-        raise ValidationError("the certificate is not as onnxprune writes them", hint="was the file, the report or the certificate changed?")
+        raise ValidationError(
+            "the certificate is not as onnxprune writes them", hint="was the file, the report or the certificate changed?"
+        )
     return dict(copies[0]) if copies else None
 
 

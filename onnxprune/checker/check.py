@@ -51,7 +51,10 @@ def check(told: Mapping[str, Any], imported: Imported, pruned: onnx.ModelProto, 
         return list(_check(told, imported, pruned, sources))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
         text = f"{type(error).__name__} {error}"
-        raise ValidationError(f"the certificate is not as onnxprune writes them: {text}", hint="was the file, the report or the certificate changed?") from None
+        raise ValidationError(
+            f"the certificate is not as onnxprune writes them: {text}",
+            hint=numbers.CHANGED,
+        ) from None
 
 
 def _check(told: Mapping[str, Any], imported: Imported, pruned: onnx.ModelProto, sources: Sources) -> Iterator[str]:
@@ -69,6 +72,10 @@ def _check(told: Mapping[str, Any], imported: Imported, pruned: onnx.ModelProto,
         numbers.sampling(told["sampling"], sizes, shares.readers(groups), len(groups.prunable))
     if told["sampling"]["applies"] and told["calibration"]["applies"]:
         equal(told["sampling"]["samples"], told["calibration"]["samples"], "sampling: samples")
+    if (drop := told["population"].get("max_drop")) is not None:
+        kept = {name: np.array(entry["kept"]) for name, entry in told["plan"].items()}
+        left = imported.accounting.size(imported.accounting.widths(kept)).macs / imported.size.macs
+        equal(drop["macs"], min(f for f in (1.0, *numbers.GRID) if left <= f), "population: the MACs of max_drop")
     for part in PARTS[1:]:
         if told[part]["applies"]:
             getattr(numbers, part)(told[part])
