@@ -93,7 +93,7 @@ class Search:
     def _told(self, decision: Decision, limit: float) -> dict[str, Any]:
         full, left = self.imported.size.macs, size_of(self.imported, decision.plan).macs
         return {
-            "statement": "the drop is at most value, with confidence 1 - delta: the last to pass of tests in a fixed order",
+            "statement": f"the drop is at most {self.value:.9g}: the last network that passed in a fixed order of tests",
             "value": self.value,
             "delta": self._delta,
             "limit": rounded_up(limit),

@@ -127,6 +127,7 @@ def _budget(part: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> 
     else:
         same(drop["limit"], found, "population: the limit of max_drop", 1e-4)
     demand(0 < drop["value"] < 1 and drop["limit"] <= drop["value"], "population: max_drop is not met")
+    demand(f"at most {drop['value']:.9g}:" in drop["statement"], "population: max_drop states another value than it has")
 
 
 def _limit(seen: int, n: int, delta: float) -> float:
