@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +17,12 @@ import onnxprune
 from onnxprune import certify as certifying
 from onnxprune import files, large, runtime, weights, wire
 from onnxprune.budget import Budget
+from onnxprune.clock import Clock
 from onnxprune.criteria import Sensitivity
 from onnxprune.criteria.plain import PLAIN
 from onnxprune.data import open_data
 from onnxprune.decide import Decision, decide, size_of
-from onnxprune.errors import BudgetError
+from onnxprune.errors import BudgetError, DataError
 from onnxprune.finish import Finisher
 from onnxprune.imported import Imported, require_prunable
 from onnxprune.options import Options
@@ -34,6 +33,7 @@ from onnxprune.plan import Plan
 from onnxprune.report import build
 from onnxprune.saliency import Saliency
 from onnxprune.scoring import calibrated, calibrations, check_calibration, criterion_for
+from onnxprune.search import Search
 from onnxprune.selection import Widths
 from onnxprune.splits import Split
 
@@ -111,19 +111,6 @@ def outputs(out: Path, report: Path, *, external: bool) -> list[Path]:
     return [out, report, certificate_path(out), *([files.data_file(out)] if external else [])]
 
 
-class Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
-
-
 def prune(
     model: str | os.PathLike[str] | onnx.ModelProto,
     data: Any = None,
@@ -163,7 +150,7 @@ def prune(
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
     held = certifying.held_out(imported, split, other, saliencies[0], settings, calibration is None)
     job = _Job(imported, saliencies, settings, budget, split, held, providers, clock, tell, calibration is None)
-    decision, pruned, found, told = job.within_budget()
+    decision, pruned, found, told = job.done()
     report = _report(imported, settings, budget, decision, pruned, found, clock)
     report["certificate"] = told
     return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
@@ -184,15 +171,31 @@ class _Job:
     tell: Progress
     measured: bool
 
+    def done(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
+        """Decides within the budget and does it."""
+        if self.budget.kind != "max-drop":
+            return self.within_budget()
+        if isinstance(self.held, str):
+            raise DataError(f"--max-drop needs held-out samples: {self.held}", hint="--certify DATA gives them")
+        with self.clock.stage("sample"):
+            search = Search(
+                self.imported, self.saliencies, self.settings, self.finish, self.held, self.providers, self.budget.value
+            )
+            decision, drop = search.smallest()
+        return decision, *self._made(decision, drop)
+
+    @cached_property
+    def finish(self) -> Finisher:
+        return Finisher(
+            self.imported, self.settings, self.split, self.providers, lambda done, total: self.tell("recover", done, total)
+        )
+
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """The certificate is part of the file: what it takes comes off a budget of bytes."""
         spare = 0
-        finish = Finisher(
-            self.imported, self.settings, self.split, self.providers, lambda done, total: self.tell("recover", done, total)
-        )
         while True:
             with self.clock.stage("sample"):
-                decision = decide(self.imported, self.saliencies, self.settings, self.budget, finish, spare)
+                decision = decide(self.imported, self.saliencies, self.settings, self.budget, self.finish, spare)
             pruned, found, told = self._made(decision)
             excess = 0.0
             if self.budget.kind == "bytes":
@@ -202,7 +205,9 @@ class _Job:
             self.imported.groups.net.scratch.drop(pruned)
             spare += math.ceil(excess)
 
-    def _made(self, decision: Decision) -> tuple[onnx.ModelProto, Validation, dict[str, Any] | None]:
+    def _made(
+        self, decision: Decision, drop: Mapping[str, Any] | None = None
+    ) -> tuple[onnx.ModelProto, Validation, dict[str, Any] | None]:
         imported, split = self.imported, self.split
         with self.clock.stage("surgery"):
             pruned, cut = decision.finished.model, decision.finished.cut
@@ -235,6 +240,7 @@ class _Job:
                 found,
                 self.providers,
                 self.measured,
+                drop,
             )
         imported.groups.net.scratch.drop(*[m for m in (exact, masked, cut) if m is not None and m is not pruned])
         return certifying.attach(pruned, told), found, told

@@ -1,4 +1,4 @@
-"""Budgets: what to keep, as a fraction of the original's MACs, parameters or bytes, or an error to stay within."""
+"""Budgets: what to keep, as a fraction of the original's MACs, parameters or bytes, or an error or drop to stay within."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, Literal, TypeAlias
 from onnxprune.errors import BudgetError
 from onnxprune.groups import Size
 
-Kind: TypeAlias = Literal["macs", "params", "bytes", "eps"]
-KINDS: tuple[Kind, ...] = ("macs", "params", "bytes", "eps")
+Kind: TypeAlias = Literal["macs", "params", "bytes", "eps", "max-drop"]
+KINDS: tuple[Kind, ...] = ("macs", "params", "bytes", "eps", "max-drop")
 UNITS = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
 
 
 @dataclass(frozen=True)
 class Budget:
     """kind "macs", "params", "bytes": `value` is the fraction to keep, in (0, 1). kind "eps": the error, > 0.
+    kind "max-drop": by how much the accuracy (without labels: the agreement) may fall, in (0, 1).
 
     Raises BudgetError for a value out of range.
     """
@@ -32,7 +33,7 @@ class Budget:
         elif not 0 < self.value < 1:
             raise BudgetError(
                 f"--{self.kind} must be a fraction between 0 and 1, not {self.value}",
-                hint="0.5 keeps half of the original",
+                hint="0.02 allows two points" if self.kind == "max-drop" else "0.5 keeps half of the original",
             )
 
     def used(self, size: Size) -> int:

@@ -12,8 +12,8 @@ import onnx
 
 from onnxprune import wire
 from onnxprune.certificate import layers, network
-from onnxprune.certificate.population import Observed, population
-from onnxprune.certificate.words import NETWORK, POPULATION, PROPERTY, VERSION, absent, present
+from onnxprune.certificate.population import GRID, Observed, population
+from onnxprune.certificate.words import CALIBRATION, NETWORK, POPULATION, PROPERTY, SAMPLING, VERSION, absent, present
 from onnxprune.channels import Index
 from onnxprune.data import Samples, choose
 from onnxprune.decide import Decision
@@ -77,12 +77,13 @@ def certificate(
     found: Validation,
     providers: list[str],
     measured: bool = True,
-    candidates: int = 1,
+    drop: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """The certificate, JSON-ready; None where nothing could be said: no sensitivities and no samples.
 
     models: (pruned, masked). found: the validation, which ran on the samples of `held` unless these are --certify's.
-    measured: whether the calibration was made in this run. candidates: see `population`.
+    measured: whether the calibration was made in this run. drop: what --max-drop found on the samples of
+    `held`, which then have chosen the network.
     """
     groups, plan = imported.groups, decision.plan
     if saliency.criterion != "pfp" and split.validation is None and isinstance(held, str):
@@ -91,9 +92,9 @@ def certificate(
     if isinstance(held, str):
         people = absent(POPULATION, held)
     else:
-        people = population(seen, settings.delta, candidates)
+        people = population(seen, settings.delta, 1 if drop is None else len(GRID))
         if people["applies"]:
-            people |= held.told(seen.samples, seen.data)
+            people |= held.told(seen.samples, seen.data) | ({} if drop is None else {"max_drop": dict(drop)})
     return {
         "onnxprune_certificate": VERSION,
         "method": decision.method,
@@ -105,10 +106,30 @@ def certificate(
         },
         "digests": {"original": groups.net.digest, "pruned": wire.digest(without(models[0]))},
         "plan": json.loads(plan.to_json())["groups"],
-        "sampling": layers.sampling(groups, decision.shares, saliency, settings.delta),
-        "calibration": layers.calibration(groups, plan, saliency, measured),
-        "network": _network(imported, split, decision, models),
+        "recover": decision.finished.how,
+        **_bounds(imported, split, saliency, decision, settings, models, measured),
         "population": people,
+    }
+
+
+def _bounds(
+    imported: Imported,
+    split: Split,
+    saliency: Saliency,
+    decision: Decision,
+    settings: Options,
+    models: tuple[onnx.ModelProto, onnx.ModelProto],
+    measured: bool,
+) -> dict[str, Any]:
+    """The parts that follow from the weights; they say nothing of weights that recovery has changed."""
+    if (how := decision.finished.how) != "none":
+        why = f"--recover {how} gave the layers new weights, of which this part knows nothing"
+        return {"sampling": absent(SAMPLING, why), "calibration": absent(CALIBRATION, why), "network": absent(NETWORK, why)}
+    groups = imported.groups
+    return {
+        "sampling": layers.sampling(groups, decision.shares, saliency, settings.delta),
+        "calibration": layers.calibration(groups, decision.plan, saliency, measured),
+        "network": _network(imported, split, decision, models),
     }
 
 

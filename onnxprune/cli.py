@@ -116,7 +116,13 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     budget.add_argument(
         "--eps", type=float, metavar="E", help="the smallest network with a sampling error of at most E per group"
     )
+    budget.add_argument(
+        "--max-drop", type=float, metavar="X", help="the smallest network whose top-1 drop is certified to be at most X"
+    )
     group = parser.add_argument_group("what to cut")
+    group.add_argument(
+        "--confidence", type=float, default=0.95, metavar="C", help="with which --max-drop is certified (default 0.95)"
+    )
     group.add_argument("--method", choices=METHODS, default="auto")
     group.add_argument("--recover", choices=RECOVERIES, default="auto", help="training-free recovery")
     group.add_argument(

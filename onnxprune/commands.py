@@ -48,7 +48,7 @@ def _images(args: argparse.Namespace) -> ImageOptions:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    shared = ("method", "recover", "align", "min_channels", "samples", "batch", "seed", "delta", "reduce")
+    shared = ("method", "recover", "align", "min_channels", "samples", "batch", "seed", "delta", "reduce", "confidence")
     options = {k: getattr(args, k) for k in shared if hasattr(args, k)}
     options["providers"] = tuple(p.strip() for p in args.providers.split(",") if p.strip())
     options["images"] = _images(args)
@@ -60,9 +60,11 @@ def _about_model(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _budget(args: argparse.Namespace) -> Budget:
-    given = [(k, getattr(args, k)) for k in KINDS if getattr(args, k) is not None]
+    given = [(k, v) for k in KINDS if (v := getattr(args, k.replace("-", "_"))) is not None]
     if len(given) != 1:
-        raise BudgetError("say how small: one of --macs, --params, --bytes, --eps", hint="--macs 0.5 keeps half of the MACs")
+        raise BudgetError(
+            "say how small: one of --macs, --params, --bytes, --eps, --max-drop", hint="--macs 0.5 keeps half of the MACs"
+        )
     return Budget(*given[0])
 
 

@@ -20,7 +20,8 @@ class Options:
     method: see METHODS; `auto` is the best of pfp, pfp-deterministic and obs on held-out samples. recover: see
     `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of
     it. min_channels: no group becomes narrower. freeze: globs on layer and tensor names. samples: calibration samples, by
-    default what the theory asks for. delta: failure probability of the certificate. reduce: see `Sensitivity`.
+    default what the theory asks for. delta: failure probability of the certificate. confidence: that the
+    drop of a budget of that kind is kept. reduce: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
     inputs whose size the model leaves open.
     """
@@ -37,6 +38,7 @@ class Options:
     providers: tuple[str, ...] = ("cpu",)
     seed: int = 0
     delta: float = 0.01
+    confidence: float = 0.95
     reduce: Reduce = "sum"
     images: ImageOptions = field(default_factory=ImageOptions)
 
@@ -51,5 +53,7 @@ class Options:
                 raise OptionError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
         if not 0 < self.delta < 1:
             raise OptionError(f"--delta must lie between 0 and 1, not {self.delta}")
+        if not 0 < self.confidence < 1:
+            raise OptionError(f"--confidence must lie between 0 and 1, not {self.confidence}", hint="0.95, for example")
         if self.seed < 0:
             raise OptionError(f"--seed must not be negative, not {self.seed}")

@@ -28,7 +28,7 @@ class Allocation:
 
 def require_reachable(accounting: Accounting, groups: tuple[ChannelGroup, ...], widths: Widths, budget: Budget) -> None:
     """Raises BudgetError, naming the smallest reachable network, when the budget is out of reach."""
-    if budget.kind != "eps":
+    if budget.kind not in ("eps", "max-drop"):
         _Ledger(accounting, groups, budget).check_reachable({g.id: widths.smallest(g.size) for g in groups})
 
 

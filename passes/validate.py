@@ -88,7 +88,8 @@ def validate(
 
     feeds: inputs for the oracle, which compares `pruned` with `masked` (skipped where that is None: recovered models
     compute something better). exact: what to compare with `masked` instead, where `pruned` also has cuts that are not
-    exact: the model with the exact cuts only. recovered: it also lacks the recovered weights. samples, indices: data on which pruned and original are compared.
+    exact: the model with the exact cuts only. recovered: what it lacks is the recovered weights. samples, indices: data on
+    which pruned and original are compared.
     Raises ValidationError when the model is not valid, does not run, or differs from the masked original.
     """
     notes: list[str] = []

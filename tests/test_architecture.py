@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
 LAYERS = [
     {"errors"},
-    {"channels", "confidence", "theory", "weights"},
+    {"channels", "clock", "confidence", "theory", "weights"},
     {"control", "large", "wire"},
     {"inline"},
     {"files", "graph", "plan"},
@@ -33,7 +33,7 @@ LAYERS = [
     {"finish"},
     {"decide", "scoring"},
     {"certify", "checker"},
-    {"pairs"},
+    {"pairs", "search"},
     {"api"},
     {"commands"},
     {"cli", "__main__"},

@@ -18,14 +18,15 @@ import small
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import certify, cli, imported
+from onnxprune import certify, cli, confidence, imported, wire
 from onnxprune.certificate import network
+from onnxprune.certificate.population import GRID
 from onnxprune.certificate.recursion import Recursion
 from onnxprune.certificate.rules import RULES
 from onnxprune.certificate.words import PROPERTY
 from onnxprune.checker import Sources, check
 from onnxprune.data import open_data
-from onnxprune.errors import ValidationError
+from onnxprune.errors import BudgetError, DataError, OptionError, ValidationError
 from onnxprune.groups import Groups
 from onnxprune.passes.surgery import mask, surgery
 from onnxprune.plan import Plan
@@ -366,8 +367,6 @@ def test_weights_and_plan_are_checked_against_each_other(what: str) -> None:
         value = numpy_helper.to_array(tensor).copy()
         value.reshape(-1)[0] += 0.01
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-        from onnxprune import wire
-
         certificate["digests"]["pruned"] = wire.digest(model)
     with pytest.raises(ValidationError, match=r"weights|plan"):
         check(certificate, found, model, sources)
@@ -377,6 +376,77 @@ def test_certificates_that_are_not_whole_are_refused() -> None:
     for damage in ({}, {"population": {}}, {"plan": 3}, {"sampling": None}, {"digests": []}):
         with pytest.raises(ValidationError):
             check({**told(result()), **damage} if damage else {}, *pair("pfp-random"))
+
+
+# ------------------------------------------------------------------------------------------------------- --max-drop
+
+
+@functools.cache
+def dropped(value: float = 0.3, labels: bool = True) -> onnxprune.Result:
+    source = data() if labels else {"x": data()["x"]}
+    return onnxprune.prune(
+        small.chain(), source, budget={"max-drop": value}, samples=20, method="pfp-deterministic", confidence=0.9
+    )
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_max_drop_takes_the_last_network_before_the_first_failure(labels: bool) -> None:
+    found = told_of(dropped(0.3, labels))["population"]
+    drop = found["max_drop"]
+    assert found["candidates"] == len(GRID) and 0 < drop["limit"] <= 0.3 and drop["delta"] == pytest.approx(0.1)
+    assert GRID[-1] < drop["macs"] < 1 and dropped(0.3, labels).report["budget"] == {"kind": "max-drop", "value": 0.3}
+    source = data() if labels else {"x": data()["x"]}
+    for fraction in GRID[: GRID.index(drop["macs"]) + 2]:
+        single = onnxprune.prune(small.chain(), source, budget={"macs": fraction}, samples=20, method="pfp-deterministic")
+        kinds = {s["kind"]: s for s in told_of(single)["population"]["statements"]}
+        n, most = told_of(single)["population"]["samples"], kinds["top1_changes"]["changed"]
+        limit = confidence.upper(most, n, 0.1)
+        if labels:
+            limit = confidence.drop(kinds["top1_drop"]["lost"], kinds["top1_drop"]["gained"], n, 0.1)
+        assert (limit <= 0.3) == (fraction >= drop["macs"]), fraction
+        if fraction == drop["macs"]:
+            assert limit == pytest.approx(drop["limit"], rel=1e-5)
+            assert single.plan.to_json() == dropped(0.3, labels).plan.to_json()
+
+
+def test_max_drop_keeps_the_whole_network_where_nothing_smaller_is_certified() -> None:
+    model, x = small.residual(), small.images(500, seed=8)
+    found = onnxprune.prune(model, x, budget={"max-drop": 0.012}, samples=20, method="random", confidence=0.9)
+    assert found.plan.empty and found.model == model
+    assert told_of(found)["population"]["max_drop"] | {"statement": ""} == {
+        "statement": "",
+        "value": 0.012,
+        "delta": pytest.approx(0.1),
+        "limit": 0.0,
+        "macs": 1.0,
+    }
+
+
+def test_max_drop_needs_samples_and_says_how_many() -> None:
+    needed = confidence.enough(0.05, 0.05)
+    with pytest.raises(DataError, match=f"takes {needed} held-out samples at least, and there are 50"):
+        onnxprune.prune(small.chain(), small.images(70), budget={"max-drop": 0.05}, samples=20)
+    with pytest.raises(DataError, match="needs held-out samples: every sample was needed"):
+        onnxprune.prune(small.chain(), small.images(20), budget={"max-drop": 0.05})
+    for wrong in (0.0, 1.0, -1.0):
+        with pytest.raises(BudgetError, match="max-drop must be a fraction"):
+            onnxprune.prune(small.chain(), small.images(20), budget={"max-drop": wrong})
+    with pytest.raises(OptionError, match="--confidence"):
+        onnxprune.prune(small.chain(), small.images(20), budget={"max-drop": 0.1}, confidence=1.0)
+
+
+def test_numbers_of_max_drop_are_checked() -> None:
+    model = imported.load(small.chain())
+    sources = Sources({"data": open_data(data(), model.specs)})
+    certificate, pruned = told(dropped()), certify.without(dropped().model)
+    assert len(check(certificate, model, pruned, sources)) == 5
+    for key, value in certificate["population"]["max_drop"].items():
+        for wrong in [] if isinstance(value, str) else [value * 1.02 + 1e-3, value * 0.5]:
+            with pytest.raises(ValidationError):
+                check(put(certificate, ("population", "max_drop", key), wrong), model, pruned, sources)
+
+
+# --------------------------------------------------------------------------------------------------------- verify
 
 
 @pytest.fixture

@@ -154,7 +154,11 @@ def test_a_bias_goes_to_the_mean_of_the_normalisation() -> None:
         ([("Conv", "a wb", "b"), ("Conv", "b wb", "y")], {"wb": w(8, 8, 1, 1)}, "b", "shared"),
         ([("Mul", "wb two", "wm"), ("Conv", "a wm", "y")], {"wb": w(3, 8, 1, 1), "two": np.float32(2)}, "y", "computed"),
         (
-            [("Reshape", "a s", "r"), ("Transpose", "r", "t", {"perm": [1, 0, 2]}), ("LSTM", "t wl rl", "y", {"hidden_size": 3})],
+            [
+                ("Reshape", "a s", "r"),
+                ("Transpose", "r", "t", {"perm": [1, 0, 2]}),
+                ("LSTM", "t wl rl", "y", {"hidden_size": 3}),
+            ],
             {"s": ints(4, 8, -1), "wl": w(1, 12, 64), "rl": w(1, 12, 3)},
             "y",
             "not solved for",

@@ -301,7 +301,8 @@ def deviations(model: Any, data: Any, result: onnxprune.Result, images: ImageOpt
                     moved = _conv(c, part.x, part.w * change)
                     axes = tuple(range(1, z.ndim))
                     live = z > 1e-6 * z.max(axis=axes, keepdims=True)
-                    ratio = np.abs(moved[live]) / (z[live] * told["layers"][layer.name]["bound"])
+                    most, size = z[live] * told["layers"][layer.name]["bound"], np.abs(moved[live])
+                    ratio = np.divide(size, most, out=np.where(size > 0, np.inf, 0.0), where=most > 0)
                     worst[layer.name][0] = max(worst[layer.name][0], float(ratio.max(initial=0.0)))
                     worst[layer.name][1] += int(live.sum())
     for name, (ratio, count) in worst.items():

@@ -13,6 +13,8 @@ from onnxprune.certificate.words import POPULATION, absent, present, rounded_up
 from onnxprune.graph import Array
 
 LEVELS = (0.1, 0.01)  # fractions of inputs that may move further, fixed before anything is seen
+# Fractions of the MACs that --max-drop tests, in this order, whatever the network.
+GRID = (*(f / 100 for f in range(98, 90, -2)), *(f / 100 for f in range(90, 0, -5)))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from onnxprune.checker.numbers import demand, equal, same
 from onnxprune.data import Samples
 from onnxprune.errors import ValidationError
 from onnxprune.graph import Array
+from onnxprune.groups import Groups
 from onnxprune.imported import Imported
 
 BATCH = 16
@@ -53,7 +54,7 @@ def check(told: Mapping[str, Any], imported: Imported, pruned: onnx.ModelProto, 
         text = f"{type(error).__name__} {error}"
         raise ValidationError(
             f"the certificate is not as onnxprune writes them: {text}",
-            hint="was the file, the report or the certificate changed?",
+            hint=numbers.CHANGED,
         ) from None
 
 
@@ -65,13 +66,16 @@ def _check(told: Mapping[str, Any], imported: Imported, pruned: onnx.ModelProto,
     for part in PARTS:
         demand(isinstance(told[part]["applies"], bool) and (told[part]["applies"] or told[part]["vacuous"] is True), part)
     weights.plan(groups, told["plan"])
-    count = weights.check(groups, told["plan"], pruned)
-    yield f"plan and weights: {count} constants are the slices that the plan keeps"
+    yield _weights(told, groups, pruned)
     sizes = {g.id: g.size for g in groups.groups}
     if told["sampling"]["applies"]:
         numbers.sampling(told["sampling"], sizes, shares.readers(groups), len(groups.prunable))
     if told["sampling"]["applies"] and told["calibration"]["applies"]:
         equal(told["sampling"]["samples"], told["calibration"]["samples"], "sampling: samples")
+    if (drop := told["population"].get("max_drop")) is not None:
+        kept = {name: np.array(entry["kept"]) for name, entry in told["plan"].items()}
+        left = imported.accounting.size(imported.accounting.widths(kept)).macs / imported.size.macs
+        equal(drop["macs"], min(f for f in (1.0, *numbers.GRID) if left <= f), "population: the MACs of max_drop")
     for part in PARTS[1:]:
         if told[part]["applies"]:
             getattr(numbers, part)(told[part])
@@ -79,6 +83,16 @@ def _check(told: Mapping[str, Any], imported: Imported, pruned: onnx.ModelProto,
     yield from _sensitivities(told, imported, sources)
     yield from _network(told, imported, pruned, sources)
     yield from _population(told, imported, pruned, sources)
+
+
+def _weights(told: Mapping[str, Any], groups: Groups, pruned: onnx.ModelProto) -> str:
+    if told["recover"] != "none":
+        for part in PARTS[:3]:
+            demand(not told[part]["applies"], f"{part} speaks of weights that were recovered")
+        count = weights.sizes(groups, told["plan"], pruned)
+        return f"plan: {count} constants have the sizes that it leaves; not re-checked: what recovery made of them"
+    count = weights.check(groups, told["plan"], pruned)
+    return f"plan and weights: {count} constants are the slices that the plan keeps"
 
 
 # --------------------------------------------------------------------------------------------------- sensitivities

@@ -12,15 +12,15 @@ from onnxprune.errors import ValidationError
 
 CLOSE = 2e-5  # relative: numbers are written with six digits, bounds rounded up
 K = 3.0
+CHANGED = "was the file, the report or the certificate changed?"
 LEVELS = (0.1, 0.01)
+GRID = (*(f / 100 for f in range(98, 90, -2)), *(f / 100 for f in range(90, 0, -5)))
 
 
 def demand(holds: bool, what: str) -> None:
     """Raises ValidationError unless it holds."""
     if not holds:
-        raise ValidationError(
-            f"the certificate does not hold: {what}", hint="was the file, the report or the certificate changed?"
-        )
+        raise ValidationError(f"the certificate does not hold: {what}", hint=CHANGED)
 
 
 def same(told: Any, found: float, what: str, close: float = CLOSE) -> None:
@@ -92,6 +92,7 @@ def population(part: Mapping[str, Any]) -> None:
     demand(part["candidates"] >= 1 and 0 < part["delta"] < 1, "population: impossible counts")
     levels = [s["alpha"] for s in statements if s["kind"] == "relative_l2"]
     demand(tuple(levels) in ((), LEVELS), "population: levels other than those fixed beforehand")
+    _budget(part, {s["kind"]: s for s in statements})
     for s in statements:
         where = f"population, {s['kind']}"
         same(s["delta"], part["delta"] / len(statements) / part["candidates"], f"{where}: delta", 1e-9)
@@ -107,21 +108,49 @@ def population(part: Mapping[str, Any]) -> None:
     equal(part["vacuous"], all(s["vacuous"] for s in statements), "population: vacuous")
 
 
+def _budget(part: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> None:
+    """What --max-drop certified: the limit of the same counts at its own delta; the rest pays for the choice."""
+    drop = part.get("max_drop")
+    equal(part["candidates"], 1 if drop is None else len(GRID), "population: candidates")
+    if drop is None:
+        return
+    n, delta = part["samples"], drop["delta"]
+    if "top1_drop" in kinds:
+        s = kinds["top1_drop"]
+        found = _limit(s["lost"], n, delta / 2) - _least(s["gained"], n, delta / 2)
+        changed = s["lost"] or s["gained"]
+    else:
+        changed = kinds["top1_changes"]["changed"]
+        found = _limit(changed, n, delta)
+    if drop["macs"] == 1.0 and not changed:  # the whole network, which needs no test
+        equal(drop["limit"], 0.0, "population: the limit of max_drop")
+    else:
+        same(drop["limit"], found, "population: the limit of max_drop", 1e-4)
+    demand(0 < drop["value"] < 1 and drop["limit"] <= drop["value"], "population: max_drop is not met")
+    demand(f"at most {drop['value']:.9g}:" in drop["statement"], "population: max_drop states another value than it has")
+
+
+def _limit(seen: int, n: int, delta: float) -> float:
+    return 1.0 if seen == n else _solved(lambda p: binom.cdf(seen, n, p) - delta)
+
+
+def _least(seen: int, n: int, delta: float) -> float:
+    return _solved(lambda p: delta - binom.sf(seen - 1, n, p)) if seen else 0.0
+
+
 def _at_most(alpha: float, seen: int, n: int, delta: float, where: str) -> None:
     demand(0 <= seen <= n, f"{where}: impossible counts")
     if seen == n:
         equal(float(alpha), 1.0, f"{where}: alpha")
     else:
-        same(alpha, _solved(lambda p: binom.cdf(seen, n, p) - delta), f"{where}: alpha")
+        same(alpha, _limit(seen, n, delta), f"{where}: alpha")
 
 
 def _fall(s: Mapping[str, Any], n: int, where: str) -> None:
     """Pr[lost] <= u and Pr[gained] >= l, each with confidence 1 - delta/2, give accuracy before - after <= u - l."""
     lost, gained, half = s["lost"], s["gained"], s["delta"] / 2
     demand(0 <= lost <= n and 0 <= gained <= n - lost, f"{where}: impossible counts")
-    most = 1.0 if lost == n else _solved(lambda p: binom.cdf(lost, n, p) - half)
-    least = _solved(lambda p: half - binom.sf(gained - 1, n, p)) if gained else 0.0
-    same(s["drop"], most - least, f"{where}: drop", 1e-4)
+    same(s["drop"], _limit(lost, n, half) - _least(gained, n, half), f"{where}: drop", 1e-4)
     equal(s["vacuous"], s["drop"] >= 1, f"{where}: vacuous")
 
 

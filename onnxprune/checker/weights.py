@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -35,19 +35,33 @@ def check(groups: Groups, told: Mapping[str, Any], pruned: onnx.ModelProto) -> i
 
     Constants that several nodes share, of which a cut makes copies, are compared with what any of these has to be.
     """
-    before = groups.net.initializers
-    after = Network(pruned, {}, {}).initializers
     compared = 0
-    for name, proto in before.items():
-        kind = groups.net.kinds[name]
-        if name not in after or not (kind.kind == "f" or kind.itemsize == 1):
-            continue
-        value, found = stored.array(proto), stored.array(after[name])
-        wanted = [_cut(groups, told, name, value, use) for use in dict.fromkeys(["", *_uses(groups, name)])]
+    for name, found, wanted in _pairs(groups, told, pruned):
         fits = any(w.shape == found.shape and _close(w, found) for w in wanted)
         demand(fits, f"the weights '{name}' of the pruned file are not what the plan keeps of the original's")
         compared += 1
     return compared
+
+
+def sizes(groups: Groups, told: Mapping[str, Any], pruned: onnx.ModelProto) -> int:
+    """The same of the sizes of the constants alone, whose values recovery has changed."""
+    compared = 0
+    for name, found, wanted in _pairs(groups, told, pruned):
+        fits = any(w.shape == found.shape for w in wanted)
+        demand(fits, f"the weights '{name}' of the pruned file have not the sizes that the plan leaves")
+        compared += 1
+    return compared
+
+
+def _pairs(groups: Groups, told: Mapping[str, Any], pruned: onnx.ModelProto) -> Iterator[tuple[str, Array, list[Array]]]:
+    """(name, the value in the pruned file, what it may be) for every float or 8-bit constant that is in both."""
+    after = Network(pruned, {}, {}).initializers
+    for name, proto in groups.net.initializers.items():
+        kind = groups.net.kinds[name]
+        if name in after and (kind.kind == "f" or kind.itemsize == 1):
+            value = stored.array(proto)
+            uses = dict.fromkeys(["", *_uses(groups, name)])
+            yield name, stored.array(after[name]), [_cut(groups, told, name, value, use) for use in uses]
 
 
 def _uses(groups: Groups, name: str) -> list[str]:

@@ -118,6 +118,9 @@ def _network(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _population(part: Mapping[str, Any]) -> Iterator[str]:
+    if (drop := part.get("max_drop")) is not None:
+        what = f"drops by at most {100 * drop['value']:g} points with confidence {1 - drop['delta']:g}"
+        yield f"{what} (limit found: {100 * drop['limit']:.3g}), certified down to {drop['macs']:g} of the MACs"
     yield f"with confidence {1 - part['delta']:g}, from {part['samples']} held-out samples:"
     for s in part["statements"]:
         if s["kind"] == "top1_changes":
