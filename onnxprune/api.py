@@ -144,9 +144,9 @@ def prune(
         widths = Widths(settings.min_channels, settings.align)
         require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
     with clock.stage("calibrate"):
-        saliencies = [calibration] if calibration else calibrations(imported, settings, budget, providers, split, tell)
-        for saliency in saliencies:
-            check_calibration(saliency, imported)
+        if calibration is not None:
+            check_calibration(calibration, imported)
+        saliencies = calibrations(imported, settings, budget, providers, split, tell, calibration)
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
     held = certifying.held_out(imported, split, other, saliencies[0], settings, calibration is None)
     job = _Job(imported, saliencies, settings, budget, split, held, providers, clock, tell, calibration is None)

@@ -42,11 +42,18 @@ def check_calibration(saliency: Saliency, imported: Imported) -> None:
 
 
 def calibrations(
-    imported: Imported, settings: Options, budget: Budget, providers: list[str], split: Split, tell: Progress
+    imported: Imported,
+    settings: Options,
+    budget: Budget,
+    providers: list[str],
+    split: Split,
+    tell: Progress,
+    given: Saliency | None = None,
 ) -> list[Saliency]:
-    """The scores that the method asked for needs; `auto` has two criteria to choose from."""
-    found = [calibrated(imported, settings, providers, split, tell)]
-    if settings.method == "auto" and budget.kind != "eps":
+    """The scores that the method asked for needs; `auto` has two criteria to choose from. given: made before."""
+    found = [calibrated(imported, settings, providers, split, tell) if given is None else given]
+    several = settings.method == "auto" and budget.kind != "eps" and split.calibration is not None
+    if several and found[0].criterion == Sensitivity.name:
         found.append(calibrated(imported, replace(settings, method="obs"), providers, split, tell))
     return found
 

@@ -46,9 +46,12 @@ def data(count: int = 240) -> dict[str, Array]:
 
 @functools.cache
 def result(method: str = "pfp-random", name: str = "chain", macs: float = 0.6, align: int = 1) -> onnxprune.Result:
-    return onnxprune.prune(
-        small.NETS[name](), data(), budget={"macs": macs}, method=method, samples=20, align=align, delta=0.05
-    )
+    return prune(small.NETS[name](), data(), budget={"macs": macs}, method=method, samples=20, align=align, delta=0.05)
+
+
+def prune(*arguments: Any, **options: Any) -> onnxprune.Result:
+    """Without recovery, of which three of the parts know nothing; by PFP unless told otherwise."""
+    return onnxprune.prune(*arguments, **{"recover": "none", "method": "pfp", **options})
 
 
 def told(found: onnxprune.Result) -> dict[str, Any]:
@@ -81,16 +84,16 @@ def test_four_parts_each_with_what_it_bounds_for_whom_and_its_assumptions(method
 
 def test_the_parts_say_nothing_where_nothing_is_known() -> None:
     x = small.images(20)
-    few = told_of(onnxprune.prune(small.chain(), x, budget={"macs": 0.6}))
+    few = told_of(prune(small.chain(), x, budget={"macs": 0.6}))
     assert "every sample was needed" in few["population"]["reason"] and few["network"]["source"] == "calibration"
-    assert onnxprune.prune(small.chain(), budget={"macs": 0.6}, method="l1").certificate is None
-    coarse = told_of(onnxprune.prune(small.chain(), x, budget={"macs": 0.6}, reduce="max"))
+    assert prune(small.chain(), budget={"macs": 0.6}, method="l1").certificate is None
+    coarse = told_of(prune(small.chain(), x, budget={"macs": 0.6}, reduce="max"))
     assert all("--reduce max" in coarse[part]["reason"] for part in ("sampling", "calibration"))
     elsewhere = onnxprune.calibrate(small.chain(), x)
-    kept = told_of(onnxprune.prune(small.chain(), data(), calibration=elsewhere, budget={"macs": 0.6}, samples=20))
+    kept = told_of(prune(small.chain(), data(), calibration=elsewhere, budget={"macs": 0.6}, samples=20))
     assert "made elsewhere" in kept["population"]["reason"] and kept["calibration"]["source"] == "file"
     here = onnxprune.calibrate(small.chain(), data(), samples=20)
-    again = told_of(onnxprune.prune(small.chain(), data(), calibration=here, budget={"macs": 0.6}, samples=20))
+    again = told_of(prune(small.chain(), data(), calibration=here, budget={"macs": 0.6}, samples=20))
     assert again["population"]["applies"]
 
 
@@ -100,7 +103,7 @@ def told_of(found: onnxprune.Result) -> dict[str, Any]:
 
 
 def test_samples_for_certification_are_used_for_nothing_else() -> None:
-    found = told_of(onnxprune.prune(small.chain(), data(), certify=small.images(70, seed=9), budget={"macs": 0.6}, samples=20))
+    found = told_of(prune(small.chain(), data(), certify=small.images(70, seed=9), budget={"macs": 0.6}, samples=20))
     assert (found["population"]["source"], found["population"]["samples"]) == ("certify", 70)
     assert all(s["kind"] != "top1_drop" for s in found["population"]["statements"])  # no labels among these
     split = told(result())
@@ -117,9 +120,7 @@ def test_aligned_widths_pay_for_the_channels_that_fill_them_up() -> None:
 def test_an_error_budget_is_kept_with_aligned_widths_too() -> None:
     for align in (1, 8):
         for method in ("pfp", "pfp-random"):
-            found = onnxprune.prune(
-                small.chain(), data(), budget={"eps": 9.0}, method=method, samples=20, align=align, delta=0.2
-            )
+            found = prune(small.chain(), data(), budget={"eps": 9.0}, method=method, samples=20, align=align, delta=0.2)
             groups = told_of(found)["sampling"].get("groups", {})
             assert all(g["epsilon"] <= 9.0 and not g["searched"] for g in groups.values())
 
@@ -127,7 +128,8 @@ def test_an_error_budget_is_kept_with_aligned_widths_too() -> None:
 def test_the_whole_network_is_said_to_be_the_smallest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small.write(small.chain(), tmp_path / "m.onnx")
     np.savez(tmp_path / "d.npz", **data())
-    assert run(f"prune {tmp_path}/m.onnx --data {tmp_path}/d.npz --samples 20 --eps 1e-9 -o {tmp_path}/o.onnx") == 0
+    options = "--samples 20 --eps 1e-9 --recover none --method pfp"
+    assert run(f"prune {tmp_path}/m.onnx --data {tmp_path}/d.npz {options} -o {tmp_path}/o.onnx") == 0
     out = capsys.readouterr().out
     assert "the smallest network with an error of at most 1e-09 is the whole network" in out
     assert (tmp_path / "o.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
@@ -257,7 +259,7 @@ def test_an_unknown_operator_ends_the_recursion_by_name() -> None:
     assert not plan.empty
     entry = bounded(model, groups.net.feeds, plan, groups)["out"]
     assert entry == {"absent": "unknown operator InstanceNormalization ('b')"}
-    before = onnxprune.prune(model, small.images(80), budget={"macs": 0.8}, samples=8)
+    before = prune(model, small.images(80), budget={"macs": 0.8}, samples=8)
     assert told_of(before)["network"]["reason"] == "unknown operator InstanceNormalization ('b')"
 
 
@@ -384,9 +386,7 @@ def test_certificates_that_are_not_whole_are_refused() -> None:
 @functools.cache
 def dropped(value: float = 0.3, labels: bool = True) -> onnxprune.Result:
     source = data() if labels else {"x": data()["x"]}
-    return onnxprune.prune(
-        small.chain(), source, budget={"max-drop": value}, samples=20, method="pfp-deterministic", confidence=0.9
-    )
+    return prune(small.chain(), source, budget={"max-drop": value}, samples=20, method="pfp-deterministic", confidence=0.9)
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -397,7 +397,7 @@ def test_max_drop_takes_the_last_network_before_the_first_failure(labels: bool) 
     assert GRID[-1] < drop["macs"] < 1 and dropped(0.3, labels).report["budget"] == {"kind": "max-drop", "value": 0.3}
     source = data() if labels else {"x": data()["x"]}
     for fraction in GRID[: GRID.index(drop["macs"]) + 2]:
-        single = onnxprune.prune(small.chain(), source, budget={"macs": fraction}, samples=20, method="pfp-deterministic")
+        single = prune(small.chain(), source, budget={"macs": fraction}, samples=20, method="pfp-deterministic")
         kinds = {s["kind"]: s for s in told_of(single)["population"]["statements"]}
         n, most = told_of(single)["population"]["samples"], kinds["top1_changes"]["changed"]
         limit = confidence.upper(most, n, 0.1)
@@ -411,7 +411,7 @@ def test_max_drop_takes_the_last_network_before_the_first_failure(labels: bool) 
 
 def test_max_drop_keeps_the_whole_network_where_nothing_smaller_is_certified() -> None:
     model, x = small.residual(), small.images(500, seed=8)
-    found = onnxprune.prune(model, x, budget={"max-drop": 0.012}, samples=20, method="random", confidence=0.9)
+    found = prune(model, x, budget={"max-drop": 0.012}, samples=20, method="random", confidence=0.9)
     assert found.plan.empty and found.model == model
     assert told_of(found)["population"]["max_drop"] | {"statement": ""} == {
         "statement": "",
@@ -425,14 +425,14 @@ def test_max_drop_keeps_the_whole_network_where_nothing_smaller_is_certified() -
 def test_max_drop_needs_samples_and_says_how_many() -> None:
     needed = confidence.enough(0.05, 0.05)
     with pytest.raises(DataError, match=f"takes {needed} held-out samples at least, and there are 50"):
-        onnxprune.prune(small.chain(), small.images(70), budget={"max-drop": 0.05}, samples=20)
+        prune(small.chain(), small.images(70), budget={"max-drop": 0.05}, samples=20)
     with pytest.raises(DataError, match="needs held-out samples: every sample was needed"):
-        onnxprune.prune(small.chain(), small.images(20), budget={"max-drop": 0.05})
+        prune(small.chain(), small.images(20), budget={"max-drop": 0.05})
     for wrong in (0.0, 1.0, -1.0):
         with pytest.raises(BudgetError, match="max-drop must be a fraction"):
-            onnxprune.prune(small.chain(), small.images(20), budget={"max-drop": wrong})
+            prune(small.chain(), small.images(20), budget={"max-drop": wrong})
     with pytest.raises(OptionError, match="--confidence"):
-        onnxprune.prune(small.chain(), small.images(20), budget={"max-drop": 0.1}, confidence=1.0)
+        prune(small.chain(), small.images(20), budget={"max-drop": 0.1}, confidence=1.0)
 
 
 def test_numbers_of_max_drop_are_checked() -> None:
@@ -463,7 +463,7 @@ def test_three_copies_say_the_same(files: Path) -> None:
     beside = json.loads((files / "p.onnx.certificate.json").read_text())
     assert json.loads(inside) == beside == json.loads((files / "p.onnx.report.json").read_text())["certificate"]
     assert len([p for p in onnx.load(files / "p.onnx").metadata_props if p.key == PROPERTY]) == 1
-    again = onnxprune.prune(files / "p.onnx", data(), budget={"macs": 0.8}, samples=20)  # replaces the older one
+    again = prune(files / "p.onnx", data(), budget={"macs": 0.8}, samples=20)  # replaces the older one
     assert [json.loads(p.value) for p in again.model.metadata_props if p.key == PROPERTY] == [again.certificate]
 
 

@@ -21,12 +21,13 @@ import small
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import api, certify, cli, decide, pairs, wire
+from onnxprune import certify, cli, decide, finish, pairs, scoring, wire
 from onnxprune.errors import BudgetError, OptionError, OutputError, ValidationError
 from onnxprune.options import METHODS
 from onnxprune.saliency import Saliency
 
 Array = np.ndarray[Any, Any]
+CANDIDATES = ("pfp", "pfp-deterministic", "obs")
 SIZES = {"macs": small.count_macs, "params": small.count_params, "bytes": lambda model: model.ByteSize()}
 PLAIN = ("l1", "l2", "fpgm", "activation", "random")
 
@@ -112,7 +113,7 @@ def test_an_impossible_budget_is_refused_before_any_work(monkeypatch: pytest.Mon
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("calibrated for a budget that cannot be reached")
 
-    monkeypatch.setattr(api, "calibrate_pass", never)
+    monkeypatch.setattr(scoring, "calibrate_pass", never)
     for budget in ({"macs": 0.001}, {"params": 0.001}, {"bytes": 0.01}, {}, {"macs": 0.5, "params": 0.5}, {"watts": 0.5}):
         with pytest.raises(BudgetError) as caught:
             onnxprune.prune(net("chain"), small.images(4), budget=budget)
@@ -121,14 +122,14 @@ def test_an_impossible_budget_is_refused_before_any_work(monkeypatch: pytest.Mon
 
 def test_bytes_that_the_cut_itself_adds_come_off_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Surgery may add to the file (a constant of its own for one of several uses): the budget holds nevertheless."""
-    real = api.surgery
+    real = decide.surgery
 
     def wordy(*arguments: Any) -> onnx.ModelProto:
         model = real(*arguments)
         model.doc_string = "word " * 100
         return model
 
-    monkeypatch.setattr(api, "surgery", wordy)
+    monkeypatch.setattr(finish, "surgery", wordy)
     monkeypatch.setattr(decide, "surgery", wordy)
     result = pruned("residual", "pfp-deterministic", bytes=0.5)
     assert result.model.doc_string and 0.45 <= result.model.ByteSize() / net("residual").ByteSize() <= 0.5
@@ -227,11 +228,12 @@ def no_constant(name: str) -> None:
 
 @pytest.mark.parametrize("method", ["auto", "pfp-random", "fpgm"])
 def test_report_has_all_that_the_contract_lists(here: Path, method: str) -> None:
-    assert run(f"prune m.onnx --data d.npz -o a.onnx --macs 0.5 --seed 7 --method {method}") == 0
+    assert run(f"prune m.onnx --data d.npz -o a.onnx --macs 0.5 --seed 7 --method {method} --recover none") == 0
     report = json.loads((here / "a.onnx.report.json").read_text(), parse_constant=no_constant)
     check_contract(report, CONTRACT)
     assert report["onnxprune"] == onnxprune.__version__ and report["model"] == "m.onnx" and report["seed"] == 7
-    assert report["method"] == method or (method == "auto" and report["method"].startswith("pfp"))
+    assert report["method"] == method or (method == "auto" and report["method"] in CANDIDATES)
+    provable = report["method"].startswith("pfp")
     for group in report["groups"]:
         assert sorted(group["kept"] + group["removed"]) == list(range(group["size"]))
         assert group["frozen"] == (group["reason"] is not None) and not (group["frozen"] and group["removed"])
@@ -244,11 +246,11 @@ def test_report_has_all_that_the_contract_lists(here: Path, method: str) -> None
         weight = names[layer["name"]]
         assert layer["out"] == [shapes[weight].shape[0], cut[weight].shape[0]]
         assert layer["in"] == [shapes[weight].shape[1], cut[weight].shape[1]]
-        assert (layer["epsilon"] > 0) == (method != "fpgm" and layer["in"][0] > layer["in"][1])
+        assert (layer["epsilon"] > 0) == (provable and layer["in"][0] > layer["in"][1])
     for side, model in enumerate((before, after)):
         assert sum(layer["macs"][side] for layer in report["layers"]) == small.count_macs(model)
     applies = {part: report["certificate"][part]["applies"] for part in ("sampling", "calibration", "network", "population")}
-    assert applies["calibration"] == (method != "fpgm") and applies["network"] and not applies["population"]
+    assert applies["calibration"] == provable and applies["network"] and not applies["population"]
     assert applies["sampling"] == (report["method"] in ("pfp", "pfp-random"))
 
 
@@ -302,12 +304,13 @@ def test_the_report_alone_tells_what_the_pruned_model_computes(name: str, method
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_seed_same_bytes_for_every_method(here: Path, method: str) -> None:
-    for number, seed in enumerate((3, 3) if method in ("auto", "pfp-deterministic", "activation") else (3, 3, 4)):
-        command = f"prune m.onnx --data d.npz --samples 4 -q --macs 0.5 --method {method} --seed {seed}"
+    for number, seed in enumerate((3, 3) if method in ("auto", "pfp-deterministic", "obs", "activation") else (3, 3, 4)):
+        recover = "none" if method in ("l1", "l2", "fpgm") else "auto"
+        command = f"prune m.onnx --data d.npz --samples 4 -q --macs 0.5 --method {method} --seed {seed} --recover {recover}"
         assert run(f"{command} -o {number}.onnx") == 0
     assert sha(here / "0.onnx") == sha(here / "1.onnx")
     report = json.loads((here / "0.onnx.report.json").read_text())
-    assert report["method"] == method or (method == "auto" and report["method"] in ("pfp", "pfp-deterministic"))
+    assert report["method"] == method or (method == "auto" and report["method"] in CANDIDATES)
     if method in ("pfp", "pfp-random", "random"):
         assert core(here / "0.onnx") != core(here / "2.onnx")
     if method in ("l1", "l2", "fpgm"):
@@ -334,7 +337,7 @@ def test_another_process_writes_the_same_bytes_and_plain_text(here: Path) -> Non
 
 
 def test_a_calibration_kept_in_a_file_gives_the_same_bytes(here: Path) -> None:
-    assert run("prune m.onnx --data d.npz -q --params 0.4 --method pfp -o direct.onnx") == 0
+    assert run("prune m.onnx --data d.npz -q --params 0.4 --method pfp --recover none -o direct.onnx") == 0
     assert run("calibrate m.onnx --data d.npz -q -o c") == 0
     assert run("prune m.onnx --calibration c -q --params 0.4 --method pfp -o later.onnx") == 0
     assert core(here / "direct.onnx") == core(here / "later.onnx")
@@ -364,7 +367,7 @@ def test_shards_merge_to_the_calibration_of_all_data(here: Path) -> None:
 
 def test_a_plan_applied_again_gives_the_same_bytes(here: Path) -> None:
     for method in ("pfp", "l1"):  # the first rescales weights
-        options = f"--data d.npz -q --macs 0.4 --method {method}"
+        options = f"--data d.npz -q --macs 0.4 --method {method} --recover none"
         assert run(f"prune m.onnx {options} -o {method}.onnx --save-plan {method}.json") == 0
         assert run(f"apply m.onnx {method}.json -q -o again.onnx --force") == 0
         assert core(here / f"{method}.onnx") == sha(here / "again.onnx")
@@ -378,7 +381,8 @@ def test_library_verify_measures_the_pair(here: Path) -> None:
     found = onnxprune.verify(here / "m.onnx", here / "a.onnx", result.report, here / "d.npz")
     assert found["validation"] == result.report["validation"]
     assert result.model == onnx.load(here / "a.onnx")
-    assert onnxprune.apply(here / "m.onnx", result.plan)[1] == certify.without(result.model)
+    plain = onnxprune.prune(here / "m.onnx", here / "d.npz", budget={"macs": 0.5}, recover="none")
+    assert onnxprune.apply(here / "m.onnx", plain.plan)[1] == certify.without(plain.model)
 
 
 # ------------------------------------------------------------------------------------------------------------- options
@@ -435,8 +439,8 @@ def test_external_data_in_and_out(here: Path) -> None:
     (here / "in").mkdir()
     onnx.save(copy, str(here / "in" / "m.onnx"), save_as_external_data=True, location="m.weights", size_threshold=100)
     before = hashes(here)
-    assert run("prune in/m.onnx --data d.npz -q --macs 0.5 --method pfp -o out.onnx --save-plan plan.json") == 0
-    assert run("prune m.onnx --data d.npz -q --macs 0.5 --method pfp -o whole.onnx") == 0
+    assert run("prune in/m.onnx --data d.npz -q --macs 0.5 --method pfp --recover none -o out.onnx --save-plan plan.json") == 0
+    assert run("prune m.onnx --data d.npz -q --macs 0.5 --method pfp --recover none -o whole.onnx") == 0
     raw = onnx.load(here / "out.onnx", load_external_data=False)
     places = {e.value for t in raw.graph.initializer for e in t.external_data if e.key == "location"}
     assert places == {"out.onnx.data"}
@@ -471,7 +475,8 @@ def test_somebody_elses_data_file_is_not_replaced_without_force(here: Path, caps
 def test_whatever_is_not_cut_stays_as_it_was(here: Path) -> None:
     before = hashes(here)
     (here / "r").mkdir()
-    assert run("prune m.onnx --data d.npz -q --macs 0.5 --method l1 --freeze Conv_0 -o a.onnx --report r/r.json") == 0
+    options = "--method l1 --recover none --freeze Conv_0"
+    assert run(f"prune m.onnx --data d.npz -q --macs 0.5 {options} -o a.onnx --report r/r.json") == 0
     made = {"a.onnx", "a.onnx.certificate.json", "r/r.json"}
     assert hashes(here).keys() - before.keys() == made and before.items() <= hashes(here).items()
     old, new = net("chain"), certify.without(onnx.load(here / "a.onnx"))
@@ -592,7 +597,7 @@ def other_input(model: onnx.ModelProto) -> None:
 def test_failed_validation_exits_3_and_writes_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: Callable[[onnx.ModelProto], None]
 ) -> None:
-    real = api.surgery
+    real = finish.surgery
 
     def wrong(*arguments: Any) -> onnx.ModelProto:
         model = real(*arguments)
@@ -600,7 +605,7 @@ def test_failed_validation_exits_3_and_writes_nothing(
         return model
 
     assert run("prune m.onnx --method l1 -q --macs 0.5 -o good.onnx --save-plan good.json") == 0
-    for module in (api, pairs):
+    for module in (finish, pairs):
         monkeypatch.setattr(module, "surgery", wrong)
     before = hashes(here)
     for command in (
@@ -712,7 +717,7 @@ def test_quiet_prints_nothing(here: Path, capsys: pytest.CaptureFixture[str], co
 
 
 def test_summary_tells_sizes_checks_and_certificate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("prune m.onnx --data d.npz --macs 0.5 -o a.onnx --method pfp-random") == 0
+    assert run("prune m.onnx --data d.npz --macs 0.5 -o a.onnx --method pfp-random --recover none") == 0
     out = capsys.readouterr().out
     report = json.loads((here / "a.onnx.report.json").read_text())
     share = 100 * report["pruned"]["macs"] / report["original"]["macs"]
