@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,10 @@ from onnxprune.splits import Split
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Everything that a search goes by. value: the largest drop, of accuracy with labels, of agreement without."""
+    """Everything that a search goes by. value: the largest drop, of accuracy with labels, of agreement without.
+
+    tell: is called with the number of every test and that of all that there could be.
+    """
 
     imported: Imported
     saliency: Saliency
@@ -35,6 +38,7 @@ class Search:
     held: Held
     providers: list[str]
     value: float
+    tell: Callable[[int, int], None]
 
     def smallest(self) -> tuple[Decision, dict[str, Any]]:
         """The last network of the grid, from large to small, before the first that fails; what the certificate says of it.
@@ -47,6 +51,7 @@ class Search:
 
         def passes(item: tuple[float, Decision]) -> bool:
             fraction, decision = item
+            self.tell(len(limits) + 1, len(GRID))
             limits[fraction] = self._limit(decision)
             return limits[fraction] <= self.value
 
