@@ -519,7 +519,12 @@ def test_verify_says_what_it_could_not_check(files: Path, capsys: pytest.Capture
     for words in ("not re-checked: the sensitivities", "not re-checked: the network part", "not re-checked: the population"):
         assert words in out
     np.savez(files / "other.npz", x=small.images(240, seed=77))
-    assert run(f"verify {files}/m.onnx {files}/p.onnx --data {files}/other.npz") == 3
+    assert run(f"verify {files}/m.onnx {files}/p.onnx --data {files}/other.npz") == 0
+    assert "--data are other samples" in capsys.readouterr().out
+    x = data()["x"].copy()
+    x[100] += 1  # the same data, but for one sample
+    np.savez(files / "altered.npz", x=x, y=data()["y"])
+    assert run(f"verify {files}/m.onnx {files}/p.onnx --data {files}/altered.npz") == 3
     assert "the samples are not those" in capsys.readouterr().err
 
 
