@@ -179,7 +179,14 @@ class _Job:
             raise DataError(f"--max-drop needs held-out samples: {self.held}", hint="--certify DATA gives them")
         with self.clock.stage("sample"):
             search = Search(
-                self.imported, self.saliencies, self.settings, self.finish, self.held, self.providers, self.budget.value
+                self.imported,
+                self.saliencies,
+                self.settings,
+                self.finish,
+                self.held,
+                self.providers,
+                self.budget.value,
+                lambda done, total: self.tell("search", done, total),
             )
             decision, drop = search.smallest()
         return decision, *self._made(decision, drop)

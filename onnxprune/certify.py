@@ -28,6 +28,7 @@ REUSED = {
     "none": "no sample data: give --data, or --certify DATA",
 }
 ELSEWHERE = "the calibration was made elsewhere, and may have used these samples too: give others with --certify DATA"
+NAMED = 4  # samples by whose digest a source of data is known again
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,7 @@ def certificate(
             "shape": list(settings.shape),
             "approximate": settings.allow_approximate,
         },
+        "data": None if split.calibration is None else _name(split.calibration),
         "digests": {"original": groups.net.digest, "pruned": wire.digest(without(models[0]))},
         "plan": json.loads(plan.to_json())["groups"],
         "recover": decision.finished.how,
@@ -131,6 +133,11 @@ def _bounds(
         "calibration": layers.calibration(groups, decision.plan, saliency, measured),
         "network": _network(imported, split, decision, models),
     }
+
+
+def _name(samples: Samples) -> dict[str, Any]:
+    """What tells whether other data are these, whatever was chosen of them."""
+    return {"samples": len(samples), "first": samples.digest(np.arange(min(NAMED, len(samples))))}
 
 
 def _observed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,10 @@ from onnxprune.selection import Widths
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Everything that a search goes by. value: the largest drop, of accuracy with labels, of agreement without."""
+    """Everything that a search goes by. value: the largest drop, of accuracy with labels, of agreement without.
+
+    tell: is called with the number of every test and that of all that there could be.
+    """
 
     imported: Imported
     saliencies: Sequence[Saliency]
@@ -34,6 +37,7 @@ class Search:
     held: Held
     providers: list[str]
     value: float
+    tell: Callable[[int, int], None]
 
     def smallest(self) -> tuple[Decision, dict[str, Any]]:
         """The last network of the grid, from large to small, before the first that fails; what the certificate says of it.
@@ -46,6 +50,7 @@ class Search:
 
         def passes(item: tuple[float, Decision]) -> bool:
             fraction, decision = item
+            self.tell(len(limits) + 1, len(GRID))
             limits[fraction] = self._limit(decision)
             return limits[fraction] <= self.value
 

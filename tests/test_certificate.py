@@ -519,8 +519,30 @@ def test_verify_says_what_it_could_not_check(files: Path, capsys: pytest.Capture
     for words in ("not re-checked: the sensitivities", "not re-checked: the network part", "not re-checked: the population"):
         assert words in out
     np.savez(files / "other.npz", x=small.images(240, seed=77))
-    assert run(f"verify {files}/m.onnx {files}/p.onnx --data {files}/other.npz") == 3
+    assert run(f"verify {files}/m.onnx {files}/p.onnx --data {files}/other.npz") == 0
+    assert "--data are other samples" in capsys.readouterr().out
+    x = data()["x"].copy()
+    x[100] += 1  # the same data, but for one sample
+    np.savez(files / "altered.npz", x=x, y=data()["y"])
+    assert run(f"verify {files}/m.onnx {files}/p.onnx --data {files}/altered.npz") == 3
     assert "the samples are not those" in capsys.readouterr().err
+
+
+def test_verify_takes_the_samples_that_prune_took(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seed in (("c", 21), ("v", 22)):
+        np.savez(files / f"{name}.npz", x=small.images(60, seed=seed))
+    common = f"{files}/m.onnx --data {files}/d.npz --samples 20 --macs 0.7 --validation {files}/v.npz --certify {files}/c.npz"
+    assert run(f"prune {common} -o {files}/q.onnx") == 0
+    capsys.readouterr()
+    command = f"verify {files}/m.onnx {files}/q.onnx"
+    assert run(f"{command} --data {files}/d.npz") == 0
+    out = capsys.readouterr().out
+    assert "samples are of --certify" in out and "samples are of --validation" in out and "re-checked, sensitivities" in out
+    assert run(f"{command} --validation {files}/v.npz --certify {files}/c.npz") == 0
+    out = capsys.readouterr().out
+    assert "re-checked, population" in out and "re-checked, network" in out and "not re-checked: the sensitivities" in out
+    assert run(f"{command} --validation {files}/c.npz --certify {files}/v.npz") == 3
+    assert run(f"prune {common} -o {files}/c.npz --force") == 2  # an output that is an input
 
 
 def test_the_checker_shares_nothing_with_the_makers() -> None:

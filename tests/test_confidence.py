@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+import onnxprune
 from onnxprune import confidence
 from onnxprune.certificate.population import LEVELS, Observed, Watch, population
+from onnxprune.data import ImageOptions
 from onnxprune.errors import OptionError
 
 spec = importlib.util.spec_from_file_location(
@@ -172,3 +174,16 @@ def test_broken_sampling_is_found_out(source: str, broken: dict[str, Any]) -> No
     make = getattr(simulate, source)
     assert simulate.sampling_rate("control", make, 300, control=True, **broken).good
     assert simulate.sampling_rate("control", make, 300).good
+
+
+@pytest.mark.parametrize("method", ["pfp-deterministic", "pfp", "pfp-random"])
+def test_no_layer_of_a_shipped_network_leaves_its_calibration_bound(method: str) -> None:
+    """On every calibration sample and in every event, with certainty; and half of the bound would not do."""
+    models = Path(__file__).resolve().parent.parent / "models"
+    with np.load(models / "fashion-mnist.npz") as archive:
+        data = {"x": archive["x"][:40].astype(np.float32).reshape(-1, 1, 28, 28)}
+    found = onnxprune.prune(models / "vgg8.onnx", data, budget={"macs": 0.8}, method=method, samples=12)
+    ratios = list(simulate.deviations(models / "vgg8.onnx", data, found, ImageOptions(), 12))
+    assert len(ratios) >= 3 and sum(d.events for d in ratios) > 500_000
+    assert max(d.ratio for d in ratios) <= 1.0
+    assert method == "pfp-random" or max(d.ratio for d in ratios) > 0.5

@@ -23,12 +23,15 @@ def demand(holds: bool, what: str) -> None:
         raise ValidationError(f"the certificate does not hold: {what}", hint=CHANGED)
 
 
-def same(told: Any, found: float, what: str, close: float = CLOSE) -> None:
-    """Raises ValidationError unless a number is what was found; null stands for what is not finite."""
+def same(told: Any, found: float, what: str, close: float = CLOSE, slack: float = 1e-30) -> None:
+    """Raises ValidationError unless a number is what was found; null stands for what is not finite.
+
+    close: the relative difference that is let pass, beside an absolute one of `slack`.
+    """
     if told is None or not math.isfinite(found):
         demand(told is None and not math.isfinite(found), f"{what} is {told}, but should be {found:.6g}")
         return
-    good = isinstance(told, int | float) and abs(told - found) <= close * max(abs(found), abs(float(told))) + 1e-30
+    good = isinstance(told, int | float) and abs(told - found) <= close * max(abs(found), abs(float(told))) + slack
     demand(good, f"{what} is {told}, but should be {found:.6g}")
 
 

@@ -15,7 +15,7 @@ from onnxprune.rules import Layer
 
 TINY = 1e-6  # sums below this share of the sample's largest have no shares
 CHUNK = 1 << 22  # elements of one block of shares
-WORK = 4e9  # shares that are formed at most; of larger networks only the first samples are measured
+WORK = 2e9  # shares that are formed at most; of larger networks only the first samples are measured
 
 
 class Unsupported(Exception):  # noqa: N818 - no error: it says what was left unchecked
@@ -43,9 +43,9 @@ def layers(groups: Groups, names: set[str]) -> list[Layer]:
 
 
 def affordable(groups: Groups, wanted: list[Layer]) -> int:
-    """On how many samples all shares of these layers can be formed."""
+    """On how many samples all shares of these layers can be formed; 0 where one would take minutes."""
     each = sum(groups.full(x.x) * groups.outputs(x) for x in wanted)
-    return max(1, int(WORK / max(1, 4 * each)))
+    return 0 if each > WORK else max(1, int(WORK / max(1, 2 * each)))
 
 
 class Measured:
@@ -93,10 +93,12 @@ class Measured:
             sums = [t.sum(axis=0, dtype=np.float64) for t in terms]
             floor = TINY * max(float(s.max(initial=0.0)) for s in sums)
             for t, s in zip(terms, sums, strict=True):
-                inverse = np.divide(1.0, s, out=np.zeros_like(s), where=s > floor)
+                inverse = np.divide(1.0, s, out=np.zeros_like(s), where=s > floor).astype(np.float32)
                 for name, size, channels, at in units:
-                    whole = np.zeros((size, *t.shape[1:]))
-                    np.add.at(whole, channels, t[at])
+                    whole = t[at[np.argsort(channels)]]
+                    if len(at) != size or not (np.bincount(channels, minlength=size) == 1).all():
+                        whole = np.zeros((size, *t.shape[1:]), np.float32)
+                        np.add.at(whole, channels, t[at])
                     best = (whole * inverse).reshape(size, -1).max(axis=1, initial=0.0)
                     have = self.largest.setdefault((layer.name, name), np.zeros(size))
                     np.maximum(have, np.minimum(best, 1.0), out=have)

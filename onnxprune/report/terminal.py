@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-STAGES = {"calibrate": "calibrating", "validate": "comparing outputs"}
+STAGES = {"calibrate": "calibrating", "search": "certifying networks", "validate": "comparing outputs"}
 
 
 def number(n: float) -> str:
