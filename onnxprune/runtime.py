@@ -233,7 +233,6 @@ def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> S
     outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    del copy.graph.value_info[:]
     del copy.graph.output[:]
     integers = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
     values = [o for o in outer if kinds.get(o) in integers]
@@ -242,7 +241,7 @@ def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> S
     arrays = [o for o in outer if o in wanted]
     asked = [*names, *dict.fromkeys([*values, *arrays])]
     copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in asked)
-    results = dict(zip(asked, run(session(copy, optimise=False), feeds), strict=True))
+    results = dict(zip(asked, _run_undeclared(copy, feeds), strict=True))
     shapes = {o: tuple(int(d) for d in results[n]) for o, n in zip(outer, names, strict=True)}
     shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
@@ -250,8 +249,21 @@ def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> S
     return Seen(shapes, small, {o: results[o] for o in arrays})
 
 
+def _run_undeclared(model: onnx.ModelProto, feeds: Feeds) -> list[Array]:
+    """All outputs of a run that no declared shape has a say in; but some models ONNX Runtime only takes with those."""
+    declared = list(model.graph.value_info)
+    del model.graph.value_info[:]
+    try:
+        return run(session(model, optimise=False), feeds)
+    except ModelError:
+        if not declared:
+            raise
+        model.graph.value_info.extend(declared)
+        return run(session(model, optimise=False), feeds)
+
+
 def probe_again(net: Network) -> Network:
-    """The same network, with what a run on inputs of other sizes tells; unchanged if no other sizes run.
+    """The same network, with what a run on inputs of other sizes tells; where no other sizes run, it says that.
 
     What has one size in both runs does not depend on the sizes that the model leaves open.
     """
@@ -263,7 +275,7 @@ def probe_again(net: Network) -> Network:
             return replace(net, again=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)))
         except ModelError:
             continue
-    return net
+    return replace(net, alone=True)
 
 
 def _step(net: Network, name: str, rank: int, axis: int) -> int:

@@ -37,6 +37,7 @@ from onnxprune.silence import Silencers, has_offset, silenceable
 from onnxprune.symbolic import Symbols, sizes
 
 SEQUENCES = ("SequenceConstruct", "SplitToSequence")
+RECUT = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 UNSTEADY = "export with fixed input sizes"
 FALL_TOGETHER = "its channels fall together otherwise when the open sizes of the inputs change"
 
@@ -135,8 +136,8 @@ class _Analysis:
         self.node_ties[index] = ties
         for fact in facts:
             self._note(view, fact)
-        if rule is not None and rule.fixup is not None and view.op not in SHAPE_OPERANDS:
-            self._freeze_numbered(view, ties)
+        if rule is not None:
+            self._freeze_numbered(view, ties, rewritten=rule.fixup is not None and view.op not in SHAPE_OPERANDS)
         if any(isinstance(f, Ways) and f.count > 1 for f in facts):
             self.forks[index] = ties
         why = f"{view} mixes its positions" if known else self._unknown(view)
@@ -146,12 +147,18 @@ class _Analysis:
             self.origin.setdefault(name, origin)
         self._pin_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
 
-    def _freeze_numbered(self, view: View, ties: list[Tie]) -> None:
-        """Positions by number mean other channels when the axis has another size: they cannot be written anew once for all."""
-        if self.net.again is None:
+    def _freeze_numbered(self, view: View, ties: list[Tie], rewritten: bool) -> None:
+        """Positions by number mean other channels when the axis has another size.
+
+        rewritten: surgery writes them anew, which it cannot do once for all. Elsewhere the second run tells what they mean;
+        where there is none, axes count whose sizes are certain, and those that a Reshape cuts up must all be.
+        """
+        if not self.net.alone and not (rewritten and self.net.again is not None):
             return
-        for dim in {d for t in ties if t.ia is not None or t.ib is not None for d in (t.a, t.b)}:
-            if not self.net.steady(dim.tensor, dim.axis):
+        fixed = self.net.certain if self.net.alone else self.net.steady
+        every = self.net.alone and view.op in RECUT
+        for dim in {d for t in ties if every or t.ia is not None or t.ib is not None for d in (t.a, t.b)}:
+            if not fixed(dim.tensor, dim.axis):
                 why = f"{view} names positions of an axis with an open size"
                 self._freeze(Freeze(dim, why, remedy=UNSTEADY))
 

@@ -16,6 +16,7 @@ from onnxprune.channels import Coupling, Dim, Frozen, Tie
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
 from onnxprune.imported import load
+from onnxprune.passes.group import group
 
 PICKED = """
 <ir_version: 8, opset_import: ["" : 18]>
@@ -66,8 +67,75 @@ def test_positions_named_by_number_on_a_fixed_axis_are_followed(pick: str) -> No
 def test_without_another_run_nothing_is_known_to_be_steady() -> None:
     first = runtime.probe(net("Gather", "n"))
     assert first.again is None and not first.steady("a", 1)
+    assert first.certain("a", 1) and not first.certain("a", 2) and not first.certain("f", 1)
     again = runtime.probe_again(first)
     assert again.steady("a", 1) and not again.steady("f", 1)
+
+
+CROSSED = """
+<ir_version: 8, opset_import: ["" : 12]>
+net (float[a,2,b,c] x) => (float[c,3] y)
+{
+    t = Conv (x, wa)
+    f = {flatten}
+    y = Gemm <transA = 1> (f, wl)
+}
+"""
+
+
+def crossed(flatten: str) -> onnx.ModelProto:
+    """Sums over a * channels * b rows, as many as the weight has: of 4 channels, only sizes with a * b = 4 run."""
+    model = parser.parse_model(CROSSED.replace("{flatten}", flatten))
+    rng = np.random.default_rng(0)
+    for name, shape in (("wa", (4, 2, 1, 1)), ("wl", (16, 3))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    return model
+
+
+@pytest.mark.parametrize("sizes", [(1, 4), (2, 2), (4, 1)])
+def test_where_no_other_sizes_run_only_certain_sizes_count(sizes: tuple[int, int]) -> None:
+    """Which rows of the weight belong to a channel depends on how a * b is shared out, also where each run is like no other."""
+    model = crossed("Flatten <axis = 3> (t)")
+    net = runtime.probe_again(runtime.probe(model, {"x": np.ones((sizes[0], 2, sizes[1], 5), np.float32)}))
+    assert net.again is None
+    groups = group(net)
+    frozen = {g.reason for g in groups.groups if any(s.dim == Dim("wa", 0) for s in g.slots)}
+    assert len(frozen) == 1 and "names positions of an axis with an open size" in str(frozen)
+
+
+def test_where_no_other_sizes_run_channels_that_no_open_size_touches_are_cut() -> None:
+    model = crossed("Flatten <axis = 3> (u)")
+    model.graph.node.insert(1, parser.parse_node("u = Conv (t, wu)"))
+    rng = np.random.default_rng(0)
+    model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal((4, 4, 1, 1)).astype(np.float32), "wu"))
+    feeds = {"x": rng.standard_normal((2, 2, 2, 5)).astype(np.float32)}
+    groups = group(runtime.probe_again(runtime.probe(model, feeds)))
+    assert [g.size for g in groups.prunable] == [4]
+    plan = oracle.only(groups, {groups.prunable[0].id: [0, 2]})
+    oracle.check(model, feeds, plan, groups)
+    oracle.check(model, {"x": rng.standard_normal((4, 2, 1, 3)).astype(np.float32)}, plan, groups)
+
+
+def test_a_model_that_runs_with_its_declared_shapes_alone_is_probed_with_them() -> None:
+    """A shape that a caller may override is no constant: without the declaration ONNX Runtime guesses the head size wrong."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 24]>
+    net (float[a,b,8] x, int64[2] shape) => (float[a,b,2] y)
+    <int64[2] shape = {8, 4}, float[8,4] e>
+    {
+        e = Expand (wv, shape)
+        v = MatMul (x, e)
+        a = Attention <q_num_heads = 1, kv_num_heads = 1> (v, v, v)
+        y = MatMul (a, wo)
+    }
+    """
+    model = parser.parse_model(text)
+    for name, shape in (("wv", (8, 1)), ("wo", (4, 2))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    assert runtime.probe(model).shapes["a"] == (1, 16, 4)
+    del model.graph.value_info[:]
+    with pytest.raises(ModelError, match="Incompatible dimensions"):
+        runtime.probe(model)
 
 
 def test_channels_that_consist_of_other_positions_elsewhere_freeze() -> None:
