@@ -12,6 +12,7 @@ from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, 
 from onnxprune.control import handed_out, key
 from onnxprune.graph import Network
 from onnxprune.groups import Groups, Pin
+from onnxprune.poles import poles
 from onnxprune.roles import complete_roles
 from onnxprune.rounding import rounded_sums
 from onnxprune.rules import (
@@ -99,6 +100,8 @@ class _Analysis:
         for index in self.net.order:
             self.visit(index)
         self.freeze_outputs()
+        complete_roles(self.net, self.layers, self.node_ties, self.roles)
+        self._freeze_poles()
         for flaw in rounded_sums(self.net, self.layers):
             self._flaw(flaw)
         self.components = self.coupling.solve()
@@ -317,8 +320,13 @@ class _Analysis:
         # Only axes that some rule has coupled: the others cannot be cut anyhow.
         self.coupling.freezes.extend(f for f in self.unmentioned if f.dim in self.coupling.sizes)
 
+    def _freeze_poles(self) -> None:
+        """What the mask sets to 0 must not be divided by."""
+        zeroed = [d for d, role in self.roles.items() if role == "consumer" and d.tensor in self.net.initializers]
+        for freeze in poles(self.net, self.node_ties, dict.fromkeys([*zeroed, *self.silencing, *self.ranged])):
+            self._freeze(freeze)
+
     def finish(self, components: Components) -> Groups:
-        complete_roles(self.net, self.layers, self.node_ties, self.roles)
         names = {layer.out: layer.name for layer in reversed(self.layers)}
         groups = components.groups(names)
         for dim in self.silencing:

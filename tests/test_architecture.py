@@ -19,7 +19,7 @@ LAYERS = [
     {"files", "graph", "plan"},
     {"explore"},
     {"runtime", "symbolic", "data"},
-    {"rules", "arithmetic", "edit", "roles", "rounding", "silence"},
+    {"rules", "arithmetic", "edit", "poles", "roles", "rounding", "silence"},
     {"groups"},
     {"contraction", "saliency", "budget"},
     {"criteria", "selection"},
