@@ -884,6 +884,23 @@ def test_the_body_of_a_loop_costs_as_often_as_it_runs() -> None:
     assert macs["hh"] == 4 * 2 * HIDDEN * HIDDEN
 
 
+def test_constants_that_only_bodies_read_are_parameters_too() -> None:
+    """Stored inside a body that is not followed, made there by a node, or captured from outside."""
+    half = helper.make_tensor("half", TensorProto.FLOAT, [3], [0.5] * 3)
+    cell = [("Constant", "", "k", {"value": half}), ("ReduceSum", "k", "r"), ("Mul", "h r", "m"), ("Add", "m far", "a"),
+            ("Add", "a inner", "b"), ("Concat", "b u", "h2", {"axis": 0}), ("Identity", "c", "c2")]  # fmt: skip
+    net = looped(cell, start=[("Identity", "u", "h0")], far=w(1, HIDDEN), inner=w(HIDDEN))
+    inside = net.graph.node[-2].attribute[0].g.initializer
+    inside.extend([t for t in net.graph.initializer if t.name == "inner"])
+    inside.append(numpy_helper.from_array(w(50), "unread"))
+    del net.graph.initializer[[t.name for t in net.graph.initializer].index("inner")]
+    g = analysed(net, n=2)
+    assert "is not followed" in why(g, "u")
+    accounting = Accounting(g, 0)
+    stored = sum(int(np.prod(t.dims)) for t in net.graph.initializer if t.data_type == TensorProto.FLOAT)
+    assert accounting.size(accounting.full_widths).params == stored + 3 + HIDDEN
+
+
 def test_the_main_job_on_a_loop() -> None:
     net = looped()
     net.graph.initializer.append(numpy_helper.from_array(np.array(3), "n"))

@@ -34,6 +34,8 @@ TOLERANCE = 1e-4  # of the output's range
 HALF = 1e-2  # where tensors pass through half precision: some units in its last place
 NUDGE = 1e-6
 UNSTABLE = 8.0  # a difference this many times what a nudge makes is not put down to instability
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+EIGHTS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 KINDS = ("random", "one channel", "one group", "all but one", "scaled")
 
 
@@ -361,17 +363,13 @@ def _nudge(value: Array, rng: np.random.Generator) -> Array:
 
 def parameters(model: onnx.ModelProto) -> int:
     """Elements of constants that are read: floating-point ones, and 8-bit ones that are no vectors."""
-    nodes = [node for graph in every_graph(model.graph) for node in graph.node]
-    read = {name for node in nodes for name in node.input}
-    protos = {t.name: t for graph in every_graph(model.graph) for t in graph.initializer}
-    for node in nodes:
-        held = constant_value(node) if node.op_type == "Constant" else None
-        if held is not None:
-            protos[node.output[0]] = held
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
-    eights = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    return sum(
-        int(np.prod(t.dims))
-        for name, t in protos.items()
-        if name in read and (t.data_type in floats or (t.data_type in eights and len(t.dims) > 1))
-    )
+    graphs = list(every_graph(model.graph))
+    read = {name for graph in graphs for node in graph.node for name in node.input}
+    read |= {o.name for graph in graphs for o in graph.output}
+    total = 0
+    for graph in graphs:
+        held = {n.output[0]: t for n in graph.node if n.op_type == "Constant" and (t := constant_value(n)) is not None}
+        for name, t in {**{t.name: t for t in graph.initializer}, **held}.items():
+            if name in read and (t.data_type in FLOATS or (t.data_type in EIGHTS and len(t.dims) > 1)):
+                total += int(np.prod(t.dims))
+    return total
