@@ -91,6 +91,12 @@ def _clip_keeps_zero(net: Network, node: onnx.NodeProto) -> bool:
     return bool(np.all(limits.get("min", 0) <= 0) and np.all(limits.get("max", 0) >= 0))
 
 
+def _positive(net: Network, node: onnx.NodeProto) -> bool:
+    """Whether the exponent of a Pow is positive for certain: then 0 stays 0."""
+    exponent = net.array(node.input[1])
+    return exponent is not None and bool(np.all(exponent > 0))
+
+
 def has(node: onnx.NodeProto, i: int) -> bool:
     """Whether optional input `i` is there."""
     return i < len(node.input) and bool(node.input[i])
@@ -162,7 +168,7 @@ class Silencers:
             return []
         if op in SINGLE or op == "PRelu" or (op == "Div" and node.input[1] in self.net.fixed):  # 0 / 0 would not do
             return [[0]]
-        if op == "Clip" and _clip_keeps_zero(self.net, node):
+        if (op == "Clip" and _clip_keeps_zero(self.net, node)) or (op == "Pow" and _positive(self.net, node)):
             return [[0]]
         if op == "Concat":  # those inputs that have a part in this axis
             return [[i for i in range(count) if sources[i]]]

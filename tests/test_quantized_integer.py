@@ -21,6 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import onnxprune
 from onnxprune import api, runtime
+from onnxprune.channels import Dim
 from onnxprune.contraction import weight_values
 from onnxprune.criteria import Sensitivity
 from onnxprune.criteria.plain import PLAIN
@@ -320,6 +321,16 @@ def test_the_mask_keeps_a_dropped_channel_from_widening_the_range() -> None:
     assert oracle.check(model, groups.net.feeds, plan, groups, 0.0).error == 0
     bare = replace(groups, ranged=frozenset())
     assert not np.array_equal(outputs(mask(bare, plan), groups), outputs(surgery(groups, plan), groups))
+
+
+@pytest.mark.parametrize(("exponent", "silenced"), [(3.0, True), (0.5, True), (0.0, False), (-1.0, False)])
+def test_a_power_keeps_a_dropped_channel_from_widening_the_range_if_it_keeps_zeros(exponent: float, silenced: bool) -> None:
+    model = integer_chain(None)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(exponent), "e"))
+    cast = next(n for n in model.graph.node if n.output[0] == "f")
+    cast.output[0] = "f0"
+    model.graph.node.insert(3, helper.make_node("Pow", ["f0", "e"], ["f"], "Pow"))
+    assert (Dim("w", 1) in group(runtime.probe(model)).ranged) == silenced
 
 
 # ---------------------------------------------------------------------------------------------------- zero points of weights

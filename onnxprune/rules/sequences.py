@@ -114,7 +114,7 @@ def at(view: View) -> Iterator[Fact]:
         return
     for axis, (dim, positions) in enumerate(_part(maker, int(place))):
         known = positions is None or len(positions) == view.out_shape()[axis]
-        if view.out_shape()[axis] > 1 and known:
+        if (view.out_shape()[axis] > 1 or positions is not None) and known:  # of a part of one position nothing can go
             yield Tie(dim, view.y(axis), positions, None)
 
 
