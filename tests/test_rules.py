@@ -597,6 +597,12 @@ def test_pad_by_attribute() -> None:
     holds(g)
 
 
+def test_pad_that_crops_another_axis_still_does() -> None:
+    g = build([("Pad", "a p", "b"), LAST], {"p": ints(0, 1, -1, 0, 0, 1, 0, 2), "wl": w(4, 10, 1, 1)})
+    assert operand(cut(g, "b.1", [0, 4]), "b", 1) == [0, 0, -1, 0, 0, 1, 0, 2]
+    holds(g)
+
+
 def test_pad_with_reflection_is_followed_in_space_only() -> None:
     g = build([("Pad", "a p", "b", {"mode": "reflect"}), LAST], {"p": ints(0, 0, 1, 1, 0, 0, 1, 1), "wl": w(4, 8, 1, 1)})
     holds(g)

@@ -203,9 +203,11 @@ def pad_fixup(view: View, resize: Resize) -> Iterator[Edit]:
         return
     new = []
     for axis, (before, after) in enumerate(amounts):
-        size = view.shape(0)[axis]
+        if not resize.touches(view.y(axis)):  # it may be cropped, by amounts below 0
+            new.append((before, after))
+            continue
         kept = resize.kept(view.y(axis)) if before or after else np.empty(0, np.int64)
-        new.append((int(np.sum(kept < before)), int(np.sum(kept >= before + size))))
+        new.append((int(np.sum(kept < before)), int(np.sum(kept >= before + view.shape(0)[axis]))))
     flat = [b for b, _ in new] + [a for _, a in new]
     yield SetAttr("pads", flat) if "pads" in view.node.attrs else SetInput(1, np.array(flat, np.int64))
 
