@@ -155,6 +155,7 @@ def test_an_einsum_of_constants_freezes_what_it_sums_over() -> None:
     g = build([*FLAT, einsum("cd,de->ce", "u v", "wl"), einsum("bcs,ce->bes")], {**SPACE, "u": w(8, 5), "v": w(5, 4)})
     assert "has a weight that no constant silences" in why(g, "a")
     assert prunable(g, "u", 1) == 0
+    assert [(x.name, x.op) for x in g.layers] == [("a", "Conv"), ("wl", "Einsum"), ("y", "Einsum")]
 
 
 # ---- FusedMatMul

@@ -96,13 +96,18 @@ class _Axes:
 
     @property
     def weight(self) -> int | None:
-        """Which of the two operands is a weight; None where both are activations."""
-        return next((i for i in (0, 1) if self.view.fixed(i)), None)
+        """Which of the two operands is a weight, the second where both are; None where both are activations."""
+        return next((i for i in (1, 0) if self.view.fixed(i)), None)
+
+    @property
+    def constant(self) -> bool:
+        """Whether two constants are multiplied: no weight of a layer is there to be zeroed."""
+        return self.view.fixed(0) and self.view.fixed(1)
 
     @property
     def summed(self) -> list[str]:
-        """The labels over which two operands, not both of them constant, are contracted."""
-        if len(self.eq.operands) != 2 or (self.view.fixed(0) and self.view.fixed(1)):
+        """The labels over which two operands are contracted."""
+        if len(self.eq.operands) != 2:
             return []
         return [x for x, at in self.places.items() if len(at) == 2 and x not in self.eq.out and not self.repeated(x)]
 
@@ -118,7 +123,7 @@ def ties(view: View) -> Iterator[Fact]:
             yield from (Freeze(d, f"{view} takes a diagonal of it") for d in dims)
         elif label in axes.eq.out:
             yield from (Tie(d, view.y(axes.eq.out.index(label))) for d in dims)
-        elif label in axes.summed:
+        elif label in axes.summed and not axes.constant:
             yield Tie(dims[0], dims[1])
             yield Contracts((dims[0], dims[1])) if axes.weight is None else Consumer(dims[axes.weight])
         else:
