@@ -289,12 +289,13 @@ class Trial:
                 raise WrongError("value", f"{where} is off by {error:.3g} of its range")
 
     def _compare_optimised(self, feeds: tuple[Feeds, ...], masked: list[list[Array]], plain: list[list[Array]]) -> None:
+        if misread(self.pruned):
+            self.made.notes["a weight that ONNX Runtime's optimiser misreads"] += 1
+            return
         try:
             fast = outputs(self.pruned, feeds, True)
         except ModelError as error:
-            # An optimiser that makes something else of the original, too, is at fault: it takes a scale for each row of a
-            # square weight for one for each column, and refuses the weight once that is no longer square.
-            if self.original.same_optimised and not _invented(self.pruned, str(error)):
+            if not _invented(self.pruned, str(error)):
                 raise WrongError("does not run optimised", str(error)) from None
             self.made.notes["ONNX Runtime's optimiser makes an invalid graph of a valid one"] += 1
             return
@@ -374,6 +375,20 @@ class Trial:
         macs = after.size(after.full_widths).macs
         if said.macs != macs:
             raise WrongError("macs", f"{said.macs} were predicted, {macs} are there")
+
+
+def misread(model: onnx.ModelProto) -> bool:
+    """Whether a MatMul reads a weight in 8 bits with a scale for each row.
+
+    The optimiser of ONNX Runtime 1.31 makes a MatMulIntegerToFloat of it, takes the scales for those of columns, and reads
+    beyond them where there are more columns, refuses, or crashes where there are fewer; of models that nobody cut as well.
+    """
+    by_row = {
+        n.output[0]
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and any(a.name == "axis" and a.i in (0, -2) for a in n.attribute)
+    }
+    return any(n.op_type == "MatMul" and n.input[1] in by_row for n in model.graph.node)
 
 
 def _invented(model: onnx.ModelProto, text: str) -> bool:
