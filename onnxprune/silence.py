@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.channels import Dim, Tie
+from onnxprune.control import FLAT
 from onnxprune.graph import Network
 
 DOMAINS = ("", "ai.onnx", "com.microsoft")
@@ -50,6 +51,18 @@ def silenceable(net: Network, tensor: str) -> bool:
     maker = net.model.graph.node[net.producer[tensor]]
     moved = maker.op_type in MOVES or _symmetric(net, maker) or _offset(net, maker)
     return moved and all(silenceable(net, x) for x in _values(maker))
+
+
+def made_by_bodies(net: Network, tensor: str) -> bool:
+    """Whether an If, Loop or Scan makes the tensor, but for operators that keep zeros: back through it no walk goes."""
+    while tensor in net.producer:
+        node = net.model.graph.node[net.producer[tensor]]
+        if node.domain == FLAT:
+            return True
+        if node.op_type not in SINGLE or not node.input:
+            return False
+        tensor = node.input[0]
+    return False
 
 
 def has_offset(net: Network, tensor: str) -> bool:

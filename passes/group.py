@@ -34,7 +34,7 @@ from onnxprune.rules import (
 )
 from onnxprune.rules.frozen import REASONS
 from onnxprune.rules.reshape import SHAPE_OPERANDS
-from onnxprune.silence import Silencers, has_offset, silenceable
+from onnxprune.silence import Silencers, has_offset, made_by_bodies, silenceable
 from onnxprune.symbolic import Symbols, sizes
 
 SEQUENCES = ("SequenceConstruct", "SplitToSequence")
@@ -188,7 +188,10 @@ class _Analysis:
         elif isinstance(fact, Rounds | Offset):
             self._flaw(Flaw(fact.dim, fact.reason, "offset" if isinstance(fact, Offset) else "rounding"))
             if isinstance(fact, Rounds) and self.is_live(fact.dim):
-                self.ranged.update(self.range_silencers.of(fact.dim) or ())
+                found = self.range_silencers.of(fact.dim)
+                self.ranged.update(found or ())
+                if found is None and made_by_bodies(self.net, fact.dim.tensor):
+                    self._freeze(Freeze(fact.dim, f"{view} takes its steps from the range of what control flow makes"))
 
     def _silence(self, view: View, fact: Contracts) -> None:
         """Finds the constants that silence one of the activations that are multiplied."""

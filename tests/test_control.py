@@ -827,6 +827,14 @@ def test_integers_in_a_loop_are_read_by_the_steps_of_their_iteration() -> None:
     np.testing.assert_allclose(inside.values, np.mean(rounds, axis=0), rtol=1e-5, atol=1e-7)
 
 
+def test_the_range_of_what_a_loop_makes_cannot_be_silenced() -> None:
+    """Nothing sets the state to 0 where the mask would have to: the steps of the cut and of the mask would be others."""
+    last = [("Relu", "hf", "r"), ("DynamicQuantizeLinear", "r", "q step z"), ("MatMulInteger", "q wq z", "p")]
+    last += [("Cast", "p", "f", {"to": 1}), ("Mul", "f step", "y")]
+    net = looped(last=last, wq=np.ones((HIDDEN, 4), np.int8))
+    assert why(analysed(net, n=2), "hf").endswith("takes its steps from the range of what control flow makes")
+
+
 def test_a_sum_that_the_next_iteration_rounds_is_told() -> None:
     steps: dict[str, Array] = {"step": np.float32(0.01), "none": np.int8(0)}
     rounding: list[Node] = [("QuantizeLinear", "h step none", "q"), ("DequantizeLinear", "q step none", "d")]
