@@ -54,11 +54,11 @@ def silenceable(net: Network, tensor: str) -> bool:
 
 
 def made_by_bodies(net: Network, tensor: str) -> bool:
-    """Whether an If, Loop or Scan makes the tensor, but for operators that keep zeros: back through it no walk goes."""
+    """Whether an If, Loop or Scan makes the tensor, but for operators that keep zeros: back into the bodies no walk goes."""
     while tensor in net.producer:
         node = net.model.graph.node[net.producer[tensor]]
         if node.domain == FLAT:
-            return True
+            return not node.op_type.endswith("Body")
         if node.op_type not in SINGLE or not node.input:
             return False
         tensor = node.input[0]
