@@ -10,6 +10,7 @@ import numpy as np
 from onnxprune.arithmetic import freeze_broken_sizes
 from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
 from onnxprune.control import handed_out, key
+from onnxprune.entries import sizes
 from onnxprune.graph import Network
 from onnxprune.groups import Groups, Pin
 from onnxprune.roles import complete_roles
@@ -34,10 +35,11 @@ from onnxprune.rules import (
 from onnxprune.rules.frozen import REASONS
 from onnxprune.rules.reshape import SHAPE_OPERANDS
 from onnxprune.silence import Silencers, has_offset, silenceable
-from onnxprune.symbolic import Symbols, sizes
+from onnxprune.symbolic import Symbols
 
 SEQUENCES = ("SequenceConstruct", "SplitToSequence")
 UNSTEADY = "export with fixed input sizes"
+FOLD = "fold the computation of the weight (onnxsim does)"
 FALL_TOGETHER = "its channels fall together otherwise when the open sizes of the inputs change"
 
 
@@ -165,7 +167,7 @@ class _Analysis:
             self.roles[fact.dim] = "consumer"
             if fact.dim.tensor not in self.net.fixed or not silenceable(self.net, fact.dim.tensor):
                 why = "has a weight that no constant silences: it is computed, and not by moving or scaling one"
-                self._freeze(Freeze(fact.dim, f"{view} {why}", remedy="fold the computation of the weight (onnxsim does)"))
+                self._freeze(Freeze(fact.dim, f"{view} {why}", remedy=FOLD))
             elif has_offset(self.net, fact.dim.tensor):
                 self._flaw(Flaw(fact.dim, f"{view} {OFFSET}", "offset"))
         elif isinstance(fact, Contracts):
@@ -174,7 +176,8 @@ class _Analysis:
             if self.approximate:
                 self._flaw(Flaw(fact.dim, fact.reason))
             else:
-                self._freeze(Freeze(fact.dim, fact.reason, remedy="--allow-approximate"))
+                remedy = FOLD if fact.dim.tensor in self.net.fixed else "--allow-approximate"
+                self._freeze(Freeze(fact.dim, fact.reason, remedy=remedy))
         elif isinstance(fact, Rounds | Offset):
             self._flaw(Flaw(fact.dim, fact.reason, "offset" if isinstance(fact, Offset) else "rounding"))
             if isinstance(fact, Rounds) and self.is_live(fact.dim):
@@ -270,7 +273,8 @@ class _Analysis:
 
     def _pin_numbers(self, view: View, looked_after: int | None) -> None:
         """A size that is used as a number (a scale, a divisor) would change with a cut: it becomes a constant then."""
-        if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
+        traced = bool(view.node.outputs) and view.node.outputs[0].name in self.symbols.entries
+        if traced or self.symbols.indifferent(view.index):
             return
         for position, tensor in enumerate(view.node.inputs):
             if position == looked_after or not (dims := self.symbols.sizes_in(tensor.name)):

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"channels", "theory", "weights"},
     {"control", "large", "wire"},
-    {"inline"},
+    {"entries", "inline"},
     {"files", "graph", "plan"},
     {"explore"},
     {"runtime", "symbolic", "data"},

@@ -63,6 +63,39 @@ def test_positions_named_by_number_on_a_fixed_axis_are_followed(pick: str) -> No
         oracle.check(model, feeds, oracle.keep(groups, 0.5, np.random.default_rng(seed)), groups)
 
 
+COMPUTED = """
+<ir_version: 8, opset_import: ["" : 18]>
+net (float[1,3,n] x) => (float[1,4,m] y) <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}>
+{{
+    a = Conv (x, wa)
+    s = Shape ({tensor})
+    c = Gather <axis = 0> (s, {axis})
+    half = Div (c, two)
+    p = Slice (a, zero, half, one)
+    y = Conv (p, wl)
+}}
+"""
+
+
+@pytest.mark.parametrize(("tensor", "axis", "taken"), [("a", "one", 3), ("x", "two", 6)])
+def test_bounds_computed_from_a_size_are_followed_where_that_is_steady(tensor: str, axis: str, taken: int) -> None:
+    """Half of the channels, and as many channels as half of an open size; in the probe run that is all of them."""
+    model = parser.parse_model(COMPUTED.format(tensor=tensor, axis=axis))
+    rng = np.random.default_rng(0)
+    for name, shape in (("wa", (6, 3, 1)), ("wl", (4, taken, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    groups = load(model).groups
+    cut = [g for g in groups.prunable if any(s.dim == Dim("wa", 0) for s in g.slots)]
+    if tensor == "x":
+        assert not cut
+        assert any("computes its bounds at run time" in str(g.reason) for g in groups.groups)
+        return
+    assert sum(g.size for g in cut) == 6
+    for size in (5, 12):
+        feeds = {"x": rng.standard_normal((1, 3, size)).astype(np.float32)}
+        oracle.check(model, feeds, oracle.keep(groups, 0.5, rng), groups)
+
+
 def test_without_another_run_nothing_is_known_to_be_steady() -> None:
     first = runtime.probe(net("Gather", "n"))
     assert first.again is None and not first.steady("a", 1)

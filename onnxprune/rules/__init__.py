@@ -15,6 +15,7 @@ from onnxprune.rules import (
     einsum,
     elementwise,
     indexing,
+    interpolate,
     linear,
     movement,
     norm,
@@ -80,7 +81,7 @@ FAMILIES: Mapping[str, RuleTable] = {
         **table(contrib.NORM, contrib_quantized.NORM, domain=MICROSOFT),
         **table(classical.NORM, domain=CLASSICAL),
     },
-    "sampling or transform of space": {**table(spatial.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
+    "sampling or transform of space": {**table(spatial.RULES, interpolate.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
     "data movement": {
         **table(movement.RULES, indexing.RULES, reshape.RULES, sequences.RULES),
         **table(contrib.MOVEMENT, contrib_quantized.MOVEMENT, indexing.CONTRIB, domain=MICROSOFT),

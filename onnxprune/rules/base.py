@@ -10,8 +10,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.channels import Dim, Freeze, Index, Tie
+from onnxprune.entries import Entry
 from onnxprune.graph import Array, Network
-from onnxprune.symbolic import Entry, Symbols
+from onnxprune.symbolic import Symbols
 
 OFFSET = "has a weight with a zero point other than 0: slices of that silence it, not of zeros"
 
@@ -256,6 +257,14 @@ class View:
     def value(self, i: int) -> Array | None:
         """Value of input `i` when it is computed from constants alone, else None."""
         return self.net.array(self.name(i)) if self.has(i) and self.fixed(i) else None
+
+    def settled(self, i: int) -> bool:
+        """Whether the integers of input `i` are the same in every run: constant, or made of the sizes of steady axes alone."""
+        if self.fixed(i):
+            return True
+        entries = self.symbols.of(self.name(i))
+        known = entries is not None and not self.symbols.partly(self.name(i)) and self.name(i) in self.net.values
+        return known and all(self.net.steady(d.tensor, d.axis) for d in self.symbols.sizes_in(self.name(i)))
 
     def ints(self, i: int, attr: str = "") -> list[int] | None:
         """Integers from attribute `attr` or else from constant input `i`; None when absent or not constant."""
