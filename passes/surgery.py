@@ -39,7 +39,8 @@ def surgery(groups: Groups, plan: Plan, rules: RuleTable = STANDARD) -> onnx.Mod
     written: set[tuple[int, int]] = set()
     for index in net.order:
         node = net.model.graph.node[index]
-        if any(name in touched for name in [*node.input, *node.output]):
+        counted = (d for name in node.input for d in symbols.sizes_in(name))
+        if any(name in touched for name in [*node.input, *node.output]) or any(d in removed for d in counted):
             rule = rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
             if rule is not None and rule.fixup is not None:
                 for edit in rule.fixup(View(net, symbols, index, lambda _: True), resize):

@@ -96,6 +96,49 @@ def test_bounds_computed_from_a_size_are_followed_where_that_is_steady(tensor: s
         oracle.check(model, feeds, oracle.keep(groups, 0.5, rng), groups)
 
 
+FLATTENED = """
+<ir_version: 8, opset_import: ["" : 18]>
+net (float[1,3,n] x) => (float[1,k,m] y) <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}>
+{
+    a = Conv (x, wa)
+    c = Conv (x, wc)
+    s = Shape (c)
+    n0 = Gather <axis = 0> (s, zero)
+    n1 = Gather <axis = 0> (s, one)
+    n2 = Gather <axis = 0> (s, two)
+    flat = Mul (n1, n2)
+    t = Concat <axis = 0> (n0, TARGET)
+    b = Reshape (a, t)
+    d = Conv (c, wd)
+    e = Conv (a, we)
+    h = Concat <axis = 2> (d, e)
+    f = Reshape (b, same)
+    g = Conv (f, we)
+    y = Concat <axis = 2> (h, g)
+}
+"""
+
+
+@pytest.mark.parametrize("product", [True, False])
+def test_a_size_computed_from_another_tensor_is_written_over_where_it_is_steady(product: bool) -> None:
+    """The channels of `c`, where those of `a` are meant: a number can stand for them, but not for channels times positions."""
+    text = FLATTENED.replace("TARGET", "flat" if product else "n1, n2")
+    model = parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("wa", (6, 3, 1)), ("wc", (6, 3, 1)), ("wd", (4, 6, 1)), ("we", (4, 6, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 6, -1] if product else [0, 0, 0]), "same"))
+    groups = load(model).groups
+    reasons = {g.reason for g in groups.groups if g.frozen}
+    if product:
+        assert "the size of b[axis 1] is computed in a way that a cut would break" in reasons
+        return
+    assert {s.dim.tensor for g in groups.prunable for s in g.slots} >= {"a", "c"}
+    for size in (5, 12):
+        feeds = {"x": rng.standard_normal((1, 3, size)).astype(np.float32)}
+        oracle.check(model, feeds, oracle.keep(groups, 0.5, rng), groups)
+
+
 def test_without_another_run_nothing_is_known_to_be_steady() -> None:
     first = runtime.probe(net("Gather", "n"))
     assert first.again is None and not first.steady("a", 1)

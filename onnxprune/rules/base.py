@@ -180,6 +180,14 @@ class SetConst:
 
 
 @dataclass(frozen=True)
+class SetEntries:
+    """Surgery writes numbers over some entries, by flat index, of the integers that the node computes for an input."""
+
+    position: int
+    values: Mapping[int, int]
+
+
+@dataclass(frozen=True)
 class Become:
     """Surgery turns the node into another operator with the same first input and output, new constants and attributes."""
 
@@ -188,7 +196,7 @@ class Become:
     attributes: Mapping[str, Any]
 
 
-Edit: TypeAlias = SetAttr | SetInput | SetConst | Become
+Edit: TypeAlias = SetAttr | SetInput | SetConst | SetEntries | Become
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,23 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels import Dim, Freeze, Index, Tie
-from onnxprune.entries import Const, Size, Unknown
+from onnxprune.entries import Const, Entry, Size, Unknown, evaluate, sizes
 from onnxprune.graph import Network
-from onnxprune.rules.base import Edit, Fact, Fresh, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View, Ways, splittable
+from onnxprune.rules.base import (
+    Edit,
+    Fact,
+    Fresh,
+    MustEqual,
+    Resize,
+    Rule,
+    SetAttr,
+    SetConst,
+    SetEntries,
+    SetInput,
+    View,
+    Ways,
+    splittable,
+)
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
@@ -154,33 +168,59 @@ def operand_facts(view: View, position: int, axes: Sequence[int]) -> Iterator[Fa
         return  # rewritten as a whole by `operand_edits`
     entries = view.symbols.of(view.name(position))
     for k, axis in enumerate(axes):
-        entry = None if entries is None else entries[k]
-        if isinstance(entry, Const):
-            if entry.value == 0 and view.op == "Reshape":
-                yield MustEqual(view.y(axis), Size(view.x(0, axis)))
-            elif entry.value > 0:
-                meant = _meant(view, entry)
-                if meant is None:
-                    yield Freeze(view.y(axis), f"{view} takes its size from a constant that other nodes use too")
-                yield from (MustEqual(view.y(axis), Size(dim)) for dim in meant or [])
-        elif entry is None or isinstance(entry, Unknown):
+        entry = None if entries is None else _meaning(view, entries[k], axis)
+        if entry is None or isinstance(entry, Unknown):
             yield Freeze(view.y(axis), f"{view} computes its size at run time")
+        elif _writable(view, entry, axis) or (isinstance(entry, Const) and entry.value < 0):
+            continue
+        elif isinstance(entry, Const):
+            meant = _meant(view, entry)
+            if meant is None:
+                yield Freeze(view.y(axis), f"{view} takes its size from a constant that other nodes use too")
+            yield from (MustEqual(view.y(axis), Size(dim)) for dim in meant or [])
         else:
             yield MustEqual(view.y(axis), entry)
 
 
+def _meaning(view: View, entry: Entry, axis: int) -> Entry:
+    """What an entry says of output axis `axis`: 0 in a Reshape is the size of that axis of the input."""
+    copied = isinstance(entry, Const) and entry.value == 0 and view.op == "Reshape" and not view.attr("allowzero", 0)
+    return Size(view.x(0, axis)) if copied else entry
+
+
+def _writable(view: View, entry: Entry, axis: int) -> bool:
+    """Whether surgery may write a number for an entry that comes out wrong after a cut: it is the same in every run."""
+    if isinstance(entry, Const) and entry.value < 0:
+        return False
+    return all(view.net.steady(d.tensor, d.axis) for d in (view.y(axis), *sizes(entry)))
+
+
 def operand_edits(view: View, resize: Resize, position: int, axes: Sequence[int]) -> Iterator[Edit]:
-    """Writes the new sizes into the shape operand at input `position`."""
+    """Writes the new sizes into the shape operand at input `position`; what is computed and comes out right stays so."""
     old = view.value(position)
     if old is not None:
         new = [_entry(view, resize, int(v), axis) for v, axis in zip(old.ravel(), axes, strict=True)]
         if new != [int(v) for v in old.ravel()]:
             yield SetInput(position, np.array(new, old.dtype).reshape(old.shape))
         return
-    entries = view.symbols.of(view.name(position))
-    for entry, axis in zip(entries or [], axes, strict=False):
-        if isinstance(entry, Const) and entry.source and entry.use and entry.value > 0 and resize.touches(view.y(axis)):
-            yield SetConst(entry.source, entry.use, resize.size(view.y(axis)))
+    wrong: dict[int, int] = {}
+    for k, (given, axis) in enumerate(zip(view.symbols.of(view.name(position)) or [], axes, strict=False)):
+        entry, size = _meaning(view, given, axis), resize.size(view.y(axis))
+        stretched = view.op == "Expand" and isinstance(entry, Const) and entry.value == 1
+        if isinstance(entry, Unknown) or stretched or evaluate(entry, resize.size) in (size, -1):
+            continue
+        if isinstance(entry, Const) and entry.source and entry.use and _agreed(view, resize, entry, size):
+            yield SetConst(entry.source, entry.use, size)
+        else:
+            wrong[k] = size
+    if wrong:
+        yield SetEntries(position, wrong)
+
+
+def _agreed(view: View, resize: Resize, entry: Const, size: int) -> bool:
+    """Whether all axes whose sizes a constant says have the same size after the cut."""
+    meant = _meant(view, entry)
+    return meant is not None and all(resize.size(dim) == size for dim in meant)
 
 
 def _entry(view: View, resize: Resize, value: int, axis: int) -> int:
@@ -224,9 +264,9 @@ def _filled(view: View, position: int, axes: Sequence[int], made: Sequence[int])
     for entry, axis in zip(entries, axes, strict=False):
         if axis not in made or view.out_shape()[axis] < 2:
             continue
-        if isinstance(entry, Size) and not splittable(view.net, entry.dim.tensor):
+        if isinstance(entry, Size) and view.live(entry.dim) and not splittable(view.net, entry.dim.tensor):
             yield Tie(entry.dim, view.y(axis))
-        elif view.fixed(position) or (isinstance(entry, Const) and _meant(view, entry)):
+        elif view.fixed(position) or _writable(view, entry, axis) or (isinstance(entry, Const) and _meant(view, entry)):
             yield Fresh(view.y(axis))
     yield from operand_facts(view, position, axes)
 
