@@ -14,7 +14,7 @@ from onnxprune.channels import Dim
 from onnxprune.control import defined, every_graph, graphs, layout
 from onnxprune.graph import Array, Network
 from onnxprune.inline import constant_value
-from onnxprune.rules.base import Become, Edit, SetAttr, SetConst, SetEntries, SetInput
+from onnxprune.rules.edits import Become, Edit, SetAttr, SetConst, SetEntries, SetInput
 
 Transform: TypeAlias = Callable[[Array, int], Array]
 """(array, axis) -> array."""

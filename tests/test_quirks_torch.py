@@ -22,7 +22,9 @@ from quirk import (
     why,
 )
 
+from onnxprune import runtime
 from onnxprune.channels import Dim
+from onnxprune.passes.group import group
 from onnxprune.passes.surgery import mask, surgery
 
 TAIL = "y = Conv (last, wl)"
@@ -256,7 +258,8 @@ def test_an_expand_whose_shape_might_hold_minus_one() -> None:
     shapes = {"apart": [0, 0, 2, 2], "apart4": [0, 0, 4, 2], "two": [2], "times": [2], "flat": [-1], "minus": [-1]}
     places = {f"at{i}": [i] for i in range(4)}
     weights = {"wk": (5, 4), "wq": (5, 8), "wz": (7, 3), "wo": (12, 2), "joint": [0, 0, 12], **shapes, **places}
-    groups = analysed(net(EXPANDED, weights, x="float[1,7,5] x"))
+    model = net(EXPANDED, weights, x="float[1,7,5] x")
+    groups = group(runtime.probe(model, feeds(model)), attention="heads")
     assert free(groups, "t") == 2
     pruned = cut(groups, "t", [1])
     assert {name: stored(pruned)[name].shape for name in ("wk", "wq", "wo")} == {"wk": (5, 2), "wq": (5, 4), "wo": (6, 2)}

@@ -28,10 +28,8 @@ from onnxprune.rules import (
 from onnxprune.rules.base import (
     OFFSET,
     Approximate,
-    Become,
     Consumer,
     Contracts,
-    Edit,
     Fact,
     Fresh,
     Layer,
@@ -43,15 +41,13 @@ from onnxprune.rules.base import (
     Rounds,
     Rule,
     RuleTable,
-    SetAttr,
-    SetConst,
-    SetEntries,
-    SetInput,
     Steps,
     View,
+    Way,
     Ways,
     table,
 )
+from onnxprune.rules.edits import Become, Edit, SetAttr, SetConst, SetEntries, SetInput
 
 MICROSOFT = "com.microsoft"
 CLASSICAL = "ai.onnx.ml"
@@ -121,6 +117,7 @@ __all__ = [
     "SetInput",
     "Steps",
     "View",
+    "Way",
     "Ways",
     "table",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.channels import Dim, Freeze, Index, Tie
 from onnxprune.entries import Entry
 from onnxprune.graph import Array, Network
+from onnxprune.rules.edits import Edit
 from onnxprune.symbolic import Symbols
 
 OFFSET = "has a weight with a zero point other than 0: slices of that silence it, not of zeros"
@@ -88,10 +89,14 @@ class Offset:
 
 @dataclass(frozen=True)
 class Ways:
-    """The node can follow the channels in `count` ways, of which it took number `View.way`."""
+    """The node can follow the channels along one of `count` pairs of axes, of which it took the one that `View.way` says."""
 
     count: int
 
+
+Way: TypeAlias = Literal["most", "next", "outer", "heads", "places"]
+"""Which axis to follow: the one that leaves most channels, or second most, or the outermost; or as if the last two were heads
+and places in them."""
 
 Fact: TypeAlias = Tie | Freeze | Consumer | Contracts | Approximate | Rounds | Offset | Reads | Fresh | MustEqual | Ways
 
@@ -152,62 +157,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class SetAttr:
-    """Surgery sets an attribute of the node."""
-
-    name: str
-    value: Any
-
-
-@dataclass(frozen=True)
-class SetInput:
-    """Surgery gives the node's input `position` this constant."""
-
-    position: int
-    value: Array
-
-
-@dataclass(frozen=True)
-class SetConst:
-    """Surgery changes one element of a constant that reaches the node through shape arithmetic, for one use of it only.
-
-    source: the constant and the flat index in it. use: the (node, input position) that reads it.
-    """
-
-    source: tuple[str, int]
-    use: tuple[int, int]
-    value: int
-
-
-@dataclass(frozen=True)
-class SetEntries:
-    """Surgery writes numbers over some entries, by flat index, of the integers that the node computes for an input."""
-
-    position: int
-    values: Mapping[int, int]
-
-
-@dataclass(frozen=True)
-class Become:
-    """Surgery turns the node into another operator with the same first input and output, new constants and attributes."""
-
-    op: str
-    constants: tuple[Array, ...]
-    attributes: Mapping[str, Any]
-
-
-Edit: TypeAlias = SetAttr | SetInput | SetConst | SetEntries | Become
-
-
-@dataclass(frozen=True)
 class View:
-    """One node as its rule sees it. Axes may be negative; all shapes are the concrete ones of the probe run."""
+    """One node as its rule sees it. Axes may be negative; all shapes are the concrete ones of the probe run.
+
+    classes: for an input's axis the number of the class that each position lies in, if positions are known to live and die
+    together there (because axes were merged into it); None where each is by itself as far as is known.
+    """
 
     net: Network
     symbols: Symbols
     index: int
     live: Callable[[Dim], bool]
-    way: int = 0
+    way: Way = "most"
+    classes: Callable[[Dim], Index | None] = lambda _: None
 
     def live_axes(self, i: int) -> set[int]:
         """The axes of input `i` that channels have reached so far; the nodes before this one have been seen."""

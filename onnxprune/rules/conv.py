@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.channels import Dim, Index, Tie
-from onnxprune.rules.base import Consumer, Edit, Fact, Layer, Resize, Rule, SetAttr, View, blocks
+from onnxprune.rules.base import Consumer, Fact, Layer, Resize, Rule, View, blocks
+from onnxprune.rules.edits import Edit, SetAttr
 
 
 @dataclass(frozen=True)

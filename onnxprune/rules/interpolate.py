@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from onnxprune.channels import Freeze, Tie
 from onnxprune.graph import Network
-from onnxprune.rules.base import Edit, Fact, Resize, Rule, View
+from onnxprune.rules.base import Fact, Resize, Rule, View
+from onnxprune.rules.edits import Edit
 from onnxprune.rules.reshape import operand_edits, operand_facts
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxprune.channels import Freeze, Index, Tie
-from onnxprune.rules.base import Become, Edit, Fact, Reads, Resize, Rule, SetAttr, SetInput, View
+from onnxprune.rules.base import Fact, Reads, Resize, Rule, View
+from onnxprune.rules.edits import Become, Edit, SetAttr, SetInput
 from onnxprune.symbolic import python_slice, slice_bounds
 
 

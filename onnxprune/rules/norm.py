@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.channels import Freeze, Tie
-from onnxprune.rules.base import Approximate, Edit, Fact, Resize, Rule, SetAttr, View
+from onnxprune.rules.base import Approximate, Fact, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetAttr
 
 POOLS = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool"]
 REDUCTIONS = [

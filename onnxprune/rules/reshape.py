@@ -9,24 +9,11 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from onnxprune.channels import Dim, Freeze, Index, Tie
+from onnxprune.channels import Dim, Freeze, Index, Tie, joined
 from onnxprune.entries import Const, Entry, Size, Unknown, evaluate, sizes
 from onnxprune.graph import Network
-from onnxprune.rules.base import (
-    Edit,
-    Fact,
-    Fresh,
-    MustEqual,
-    Resize,
-    Rule,
-    SetAttr,
-    SetConst,
-    SetEntries,
-    SetInput,
-    View,
-    Ways,
-    splittable,
-)
+from onnxprune.rules.base import Fact, Fresh, MustEqual, Resize, Rule, View, Way, Ways, splittable
+from onnxprune.rules.edits import Edit, SetAttr, SetConst, SetEntries, SetInput
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
@@ -118,12 +105,27 @@ def reshape_ties(view: View) -> Iterator[Fact]:
             continue
         merged, split = [before[i] for i in left], [after[i] for i in right]
         choices = [(i, k) for i, axis in enumerate(left) if axis in live for k in range(len(right))]
-        counts = {(i, k): units(merged, i, split, k) for i, k in choices}
+        counts = {(i, k): _left(view, left[i], (merged, i, split, k)) for i, k in choices}
         ways = sorted((way for way in choices if counts[way] > 1), key=lambda way: -counts[way])
         if ways:
             yield Ways(len(ways))
-            i, k = ways[view.way % len(ways)]
+            i, k = _chosen(ways, view.way)
             yield Tie(view.x(0, left[i]), view.y(right[k]), *pairs(merged, i, split, k))
+
+
+def _left(view: View, axis: int, ends: tuple[Sequence[int], int, Sequence[int], int]) -> int:
+    """How many channels a pair of axes leaves, with what is known to fall together on `axis` of the input."""
+    labels = view.classes(view.x(0, axis))
+    if labels is None:
+        return units(*ends)
+    return int(joined(labels, *pairs(*ends), ends[2][ends[3]]).max()) + 1
+
+
+def _chosen(ways: Sequence[tuple[int, int]], way: Way) -> tuple[int, int]:
+    """One of the pairs of axes, of which the first leaves most channels."""
+    by_axis = sorted(ways)
+    places = {"most": ways[0], "next": ways[1 % len(ways)], "outer": by_axis[0], "places": by_axis[-1]}
+    return by_axis[-2 % len(ways)] if way == "heads" else places[way]
 
 
 # --------------------------------------------------------------------------------- shape operands that count channels

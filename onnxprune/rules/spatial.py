@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from onnxprune.channels import Freeze, Tie
 from onnxprune.entries import sizes
-from onnxprune.rules.base import Edit, Fact, Resize, Rule, View, blocks
+from onnxprune.rules.base import Fact, Resize, Rule, View, blocks
+from onnxprune.rules.edits import Edit
 from onnxprune.rules.reshape import operand_edits, operand_facts
 
 
