@@ -475,7 +475,7 @@ def test_reductions_in_front_of_the_channels(keep: int) -> None:
 def test_reductions_over_the_channels_freeze(axes: list[int]) -> None:
     nodes = [("ReduceMean", "a ax" if axes else "a", "r"), ("Sub", "a r", "b"), LAST]
     g = build(nodes, {"ax": ints(*axes), "wl": w(4, 8, 1, 1)})
-    assert why(g, "a") == "ReduceMean 'r' sums over it without weights"
+    assert why(g, "a") == "ReduceMean 'r' takes the mean over it for a layer normalisation"
 
 
 def test_a_reduction_over_no_axes_hands_everything_on() -> None:
