@@ -45,8 +45,8 @@ def body(
     weights: Mapping[str, Array] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> onnx.GraphProto:
-    """A body. Inputs called i and c are the number of the iteration and the condition; shapes: what it declares."""
-    kinds = {"i": TensorProto.INT64, "c": TensorProto.BOOL}
+    """A body. Inputs i and c, or j and d, are the number of the iteration and the condition; shapes: what it declares."""
+    kinds = {"i": TensorProto.INT64, "c": TensorProto.BOOL, "j": TensorProto.INT64, "d": TensorProto.BOOL}
     declared = shapes or {}
 
     def info(name: str) -> onnx.ValueInfoProto:

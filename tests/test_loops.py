@@ -132,6 +132,18 @@ def test_an_if_in_a_loop_is_not_followed() -> None:
     assert why(g, "u").endswith("If 'h2' is not followed: it stands in the body of Loop 'hf'")
 
 
+def test_a_loop_in_a_loop_is_not_followed() -> None:
+    """The channels that stay outside of it are cut."""
+    inner = body([("Tanh", "k", "k2"), ("Identity", "d", "d2")], "d2 k2", "j d k")
+    cell = [("Loop", "three yes h", "s", {"body": inner}), ("Identity", "s", "h2"), ("Identity", "c", "c2")]
+    wide = [("MatMul", "u wide", "v"), ("Relu", "v", "v2"), ("MatMul", "v2 narrow", "h0")]
+    net = looped(cell, start=wide, three=np.array(3), wide=w(HIDDEN, 6), narrow=w(6, HIDDEN))
+    g = analysed(net, n=2)
+    assert why(g, "h0").endswith("Loop 's' is not followed: it stands in the body of Loop 'hf'")
+    assert prunable(g, "v") == 6
+    holds(net, *TRIPS)
+
+
 def test_a_loop_over_a_sequence_is_not_followed() -> None:
     carried = helper.make_graph(
         protos([("SequenceInsert", "q u", "q2"), ("Identity", "c", "c2")]),
