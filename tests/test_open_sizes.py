@@ -169,6 +169,16 @@ def test_a_second_run_takes_no_more_than_a_few_times_the_elements() -> None:
     assert not any(n == m for n, m in zip(first.shapes["x"], again.shapes["x"], strict=True))
 
 
+@pytest.mark.parametrize(("most", "size"), [(runtime.MOST, 224), (2 * 64 * 64, 64)])
+def test_images_are_small_where_pixels_attend_to_pixels(most: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor of 2 x 64 x 64 elements on images of 64 x 64 might be one of 2 x 224 x 224, or of 150 times as many elements."""
+    monkeypatch.setattr(runtime, "MOST", most)
+    text = '<ir_version: 8, opset_import: ["" : 18]> net (float[n,2,h,w] x) => (float[n,2,h,w] y) { y = Relu (x) }'
+    assert runtime.probe(parser.parse_model(text)).feeds["x"].shape == (1, 2, size, size)
+    monkeypatch.setattr(runtime, "MOST", 2 * 64 * 64)
+    assert runtime.probe(parser.parse_model(text), shapes={"x": (1, 2, 96, 96)}).feeds["x"].shape == (1, 2, 96, 96)
+
+
 def test_declared_sequences_of_cut_tensors_are_dropped() -> None:
     """An entry of value_info may say the shape of a sequence's tensors, which the checker holds against what it infers."""
     text = """
