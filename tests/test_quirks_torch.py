@@ -290,6 +290,20 @@ def test_the_first_step_of_a_recurrent_cell_multiplies_two_constants() -> None:
     assert stored(pruned)["wh"].shape == (4, 4)
 
 
+def test_layers_of_a_table_alone_are_cut_too() -> None:
+    """A small network that makes biases of a table of distances: what it reads is a constant, its hidden layer is not."""
+    body = """
+        h = MatMul (table, w1)
+        r = Relu (h)
+        p = MatMul (r, w2)
+        t = Transpose <perm = [0, 3, 1, 2]> (p)
+        y = Add (x, t)
+    """
+    groups = analysed(net(body, {"table": (1, 6, 6, 2), "w1": (2, 8), "w2": (8, 3)}))
+    assert sizes(groups) == [2, 8]  # what the table tells of every distance is cut like what any layer reads
+    holds(groups)
+
+
 # ---- the dynamo exporter, onnxscript
 
 

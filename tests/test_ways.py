@@ -15,7 +15,7 @@ import onnxprune
 from onnxprune import runtime
 from onnxprune.cli import main
 from onnxprune.errors import OptionError
-from onnxprune.groups import Groups
+from onnxprune.groups import Accounting, Groups
 from onnxprune.passes.group import Attention, group
 
 X = "float[1,5,6] x"
@@ -116,6 +116,33 @@ def test_heads_that_are_folded_into_the_batch_and_taken_apart_again() -> None:
     groups = grouped(net(FOLDED, {**weights, "wq": (6, 8), "wo": (8, 3)}, x="float[9,5,6] x"))
     assert sizes(groups) == [2]
     holds(groups)
+
+
+POOLED = """
+    q = MatMul (x, wq)
+    h = Reshape (q, parts)
+    f = Transpose <perm = [0, 2, 3, 1]> (h)
+    b = Reshape (f, folded)
+    p = Conv <group = 4, pads = [1, 1]> (b, wp)
+    c = Reshape (p, unfolded)
+    d = Transpose <perm = [0, 3, 1, 2]> (c)
+    n = LayerNormalization <axis = -1> (d, scale)
+    j = Reshape (n, whole)
+    y = MatMul (j, wo)
+"""
+
+
+def test_heads_in_the_batch_of_a_convolution() -> None:
+    """Every head is a picture of its own to it, and costs as much."""
+    weights = {"parts": [1, 5, 3, 4], "folded": [3, 4, 5], "unfolded": [1, 3, 4, 5], "whole": [1, 5, 12], "scale": (4,)}
+    model = net(POOLED, {**weights, "wq": (6, 12), "wp": (4, 1, 3), "wo": (12, 3)}, x=X)
+    groups = grouped(model)
+    assert sizes(groups) == [3]
+    holds(groups)
+    accounting = Accounting(groups, 0)
+    two = accounting.widths({groups.prunable[0].id: np.arange(2)})
+    macs = dict(zip((layer.name for layer in groups.layers), accounting.layer_macs(two), strict=True))
+    assert macs == {"q": 5 * 6 * 8, "p": 2 * 4 * 5 * 3, "y": 5 * 8 * 3}
 
 
 TOGETHER = """

@@ -96,7 +96,7 @@ def matmul_ties(view: View, form: Form = PLAIN) -> Iterator[Fact]:
     yield Tie(view.x(form.a, -2), view.y(-2))
     yield Tie(view.x(form.b, -1), view.y(-1))
     for i, shape in ((form.a, a), (form.b, b)):
-        if view.fixed(i) and int(np.prod(shape[:-2])) > 1:
+        if i == _weight(view, form) and int(np.prod(shape[:-2])) > 1:
             yield Freeze(view.x(i, -1 if i == form.a else -2), f"{view} has a weight of its own for every batch entry")
         for axis, size in enumerate(shape[:-2]):
             if size > 1:
