@@ -62,6 +62,7 @@ class Analysis:
         self.net, self.rules, self.setting = net, rules, setting
         self.symbols = symbols
         self.forks: dict[int, list[Tie]] = {}
+        self.widest = 1  # the most ways that a node could have taken
         self.coupling = Coupling()
         self.live: set[Dim] = set()
         self.origin: dict[str, str] = {i.name: f"it comes from graph input '{i.name}'" for i in net.inputs}
@@ -134,8 +135,8 @@ class Analysis:
             self._note(view, fact)
         if rule is not None and rule.fixup is not None and view.op not in SHAPE_OPERANDS:
             self._freeze_numbered(view, ties)
-        if any(isinstance(f, Ways) and f.count > 1 for f in facts):
-            self.forks[index] = ties
+        if (ways := max((f.count for f in facts if isinstance(f, Ways)), default=1)) > 1:
+            self.forks[index], self.widest = ties, max(self.widest, ways)
         why = f"{view} mixes its positions" if known else self._unknown(view)
         self._freeze_unmentioned(view, mentioned, why)
         if known and not (rule is not None and rule.layers):

@@ -48,30 +48,38 @@ def group(
     return best.finish(best.components) if fewer else groups
 
 
-def _best(net: Network, rules: RuleTable, symbols: Symbols, first: Setting) -> tuple[Analysis, Groups]:
+def _best(net: Network, rules: RuleTable, symbols: Symbols, setting: Setting) -> tuple[Analysis, Groups]:
     """The analysis that leaves most to prune."""
-    best = Analysis(net, rules, symbols, first)
+    best = Analysis(net, rules, symbols, setting)
     groups = best.run()
-    for setting in _others(net, rules, symbols, best):
-        other = Analysis(net, rules, symbols, setting)
-        if _reach(found := other.run()) > _reach(groups):
+    for other, found in _others(best):
+        if _reach(found) > _reach(groups):
             best, groups = other, found
         if not best.stuck():
             break
     return best, groups
 
 
-def _others(net: Network, rules: RuleTable, symbols: Symbols, first: Analysis) -> Iterator[Setting]:
-    """Where the first choice ends frozen: the second one there; then whole heads, or places in them, all around there."""
-    stuck = first.stuck()
-    if not stuck:
-        return
-    yield replace(first.setting, ways=dict.fromkeys(stuck, SECOND[first.setting.way]))
-    for way in THIRD:
-        if way != first.setting.way:
-            every = Analysis(net, rules, symbols, replace(first.setting, way=way))
-            every.run()
-            yield replace(first.setting, ways=dict.fromkeys(sorted(every.beside(stuck)), way))
+def _others(first: Analysis) -> Iterator[tuple[Analysis, Groups]]:
+    """Where the first choice ends frozen: the second one there; then whole heads, or places in them, everywhere or all around
+    there alone.
+    """
+    setting, stuck = first.setting, set(first.stuck())
+    if stuck:
+        yield _analysed(first, replace(setting, ways=dict.fromkeys(sorted(stuck), SECOND[setting.way])))
+    for way in THIRD if stuck else ():
+        if way == setting.way or (way == "outer" and first.widest < 3):
+            continue
+        every, found = _analysed(first, replace(setting, way=way))
+        yield every, found
+        around = every.beside(stuck)
+        if stuck - set(every.stuck()) and set(every.forks) - around:
+            yield _analysed(first, replace(setting, ways=dict.fromkeys(sorted(around), way)))
+
+
+def _analysed(like: Analysis, setting: Setting) -> tuple[Analysis, Groups]:
+    analysis = Analysis(like.net, like.rules, like.symbols, setting)
+    return analysis, analysis.run()
 
 
 def _reach(groups: Groups) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -68,7 +69,8 @@ def pairs(before: Sequence[int], a: int, after: Sequence[int], b: int) -> tuple[
     return code // after[b], code % after[b]
 
 
-def units(before: Sequence[int], a: int, after: Sequence[int], b: int) -> int:
+@lru_cache(maxsize=4096)
+def units(before: tuple[int, ...], a: int, after: tuple[int, ...], b: int) -> int:
     """How many channels the `pairs` of these axes leave, without enumerating them.
 
     While the axis of the larger stride stands at one position, the other runs through a row of neighbours: what counts is
@@ -103,7 +105,7 @@ def reshape_ties(view: View) -> Iterator[Fact]:
         size = int(np.prod([before[i] for i in left]))
         if size > MAX_BLOCK:
             continue
-        merged, split = [before[i] for i in left], [after[i] for i in right]
+        merged, split = tuple(before[i] for i in left), tuple(after[i] for i in right)
         choices = [(i, k) for i, axis in enumerate(left) if axis in live for k in range(len(right))]
         counts = {(i, k): _left(view, left[i], (merged, i, split, k)) for i, k in choices}
         ways = sorted((way for way in choices if counts[way] > 1), key=lambda way: -counts[way])
@@ -113,7 +115,7 @@ def reshape_ties(view: View) -> Iterator[Fact]:
             yield Tie(view.x(0, left[i]), view.y(right[k]), *pairs(merged, i, split, k))
 
 
-def _left(view: View, axis: int, ends: tuple[Sequence[int], int, Sequence[int], int]) -> int:
+def _left(view: View, axis: int, ends: tuple[tuple[int, ...], int, tuple[int, ...], int]) -> int:
     """How many channels a pair of axes leaves, with what is known to fall together on `axis` of the input."""
     labels = view.classes(view.x(0, axis))
     if labels is None:
