@@ -241,10 +241,21 @@ def test_batch_norm_vectors_follow_its_channels() -> None:
     holds(g)
 
 
-def test_batch_norm_in_training_mode_freezes() -> None:
+def test_batch_norm_in_training_mode_takes_statistics_over_the_other_axes() -> None:
     weights = {"s": w(8), "h": w(8), "m": w(8), "v": w(8) ** 2, "wl": w(4, 8, 1, 1)}
     g = build([("BatchNormalization", "a s h m v", "b m2 v2", {"training_mode": 1}), LAST], weights)
-    assert why(g, "a") == "BatchNormalization 'b' runs in training mode"
+    assert prunable(g, "a") == 8
+    holds(g)
+    nodes = [("Reshape", "w2 long", "r"), ("BatchNormalization", "r s h m v", "n m2 v2", {"training_mode": 1})]
+    nodes += [("Reshape", "n back", "k"), ("Conv", "a k", "b"), LAST]
+    ones = {k: np.ones(8, np.float32) for k in "sv"} | {k: np.zeros(8, np.float32) for k in "hm"}
+    g = build(nodes, {**ones, "w2": w(8, 8, 1, 1), "long": ints(1, 8, 8), "back": ints(8, 8, 1, 1), "wl": weights["wl"]})
+    assert why(g, "a") == "BatchNormalization 'n' runs in training mode: it takes statistics over it"
+    assert {x.remedy for x in g.groups if "training mode" in str(x.reason)} == {
+        "fold the computation of the weight (onnxsim does)"
+    }
+    assert prunable(g, "b") == 8
+    holds(g)
 
 
 def test_vectors_that_layers_share_by_accident_are_unshared() -> None:

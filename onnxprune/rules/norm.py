@@ -41,16 +41,18 @@ def crossing(view: View, axes: set[int], what: str) -> Iterator[Fact]:
 
 
 def batch_norm(view: View) -> Iterator[Fact]:
-    """Scale, bias, mean and variance [C] follow axis 1. Statistics of a training-mode node depend on the batch alone."""
-    for axis in (0, 1):
+    """Scale, bias, mean and variance [C] follow axis 1. In training mode the statistics are taken over the other axes."""
+    training = view.attr("training_mode", 0) or sum(bool(o.name) for o in view.node.outputs) > 1
+    for axis in range(len(view.shape(0))):
         if view.shape(0)[axis] > 1:
             yield Tie(view.x(0, axis), view.y(axis))
-    for spatial in range(2, len(view.shape(0))):
-        yield Tie(view.x(0, spatial), view.y(spatial))
+        if training and axis != 1:
+            yield Approximate(view.x(0, axis), f"{view} runs in training mode: it takes statistics over it")
     for i in range(1, 5):
         yield Tie(view.y(1), view.x(i, 0))
-    if view.attr("training_mode", 0) or sum(bool(o.name) for o in view.node.outputs) > 1:
-        yield Freeze(view.y(1), f"{view} runs in training mode")
+    for o in range(1, len(view.node.outputs)):
+        if view.node.outputs[o].name:
+            yield Tie(view.y(1), view.y(0, o))
 
 
 def instance_norm(view: View) -> Iterator[Fact]:
