@@ -141,7 +141,7 @@ class Analysis:
         self._freeze_unmentioned(view, mentioned, why)
         if known and not (rule is not None and rule.layers):
             self._note_split(view, index in self.forks)
-        origin = self._origin(view) if known else why
+        origin = self._origin(view, mentioned) if known else why
         for name in node.output:
             self.origin.setdefault(name, origin)
         self._pin_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
@@ -213,14 +213,22 @@ class Analysis:
         told += [self.split[t.name] for t in view.node.inputs if t.name in self.split]
         self.split.update((t.name, told[0]) for t in view.node.outputs if told)
 
-    def _origin(self, view: View) -> str:
-        """Why no channels lie on an axis that a known operator makes: as none lie on what it reads, or it is the first."""
+    def _origin(self, view: View, mentioned: set[Dim]) -> str:
+        """Why no channels lie on an axis that a known operator makes: as none lie on what it reads, or it is the first.
+
+        mentioned: the axes of which its rule says anything; it mixes those of the others.
+        """
         for tensor in view.node.outputs:
             if tensor.name in self.split:
                 return self.split[tensor.name]
         for tensor in view.node.inputs:
             if tensor.name in self.origin and tensor.name not in self.net.fixed:
-                if any(self.is_live(Dim(tensor.name, axis)) for axis in range(len(self.net.shapes.get(tensor.name, ())))):
+                live = {
+                    d for axis in range(len(self.net.shapes.get(tensor.name, ()))) if self.is_live(d := Dim(tensor.name, axis))
+                }
+                if live - mentioned:
+                    return f"{view} mixes channels into it"
+                if live:
                     break
                 return self.origin[tensor.name]
         return f"{view} makes it from no channels"
