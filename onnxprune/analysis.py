@@ -72,7 +72,7 @@ class Analysis:
         self.musts: list[MustEqual] = []
         self.layers: list[Layer] = []
         self.node_ties: dict[int, list[Tie]] = {}
-        self.merged = Merged(net, self.node_ties, self.is_live)
+        self.merged = Merged(net, self.node_ties, self.live)
         self.silencers = Silencers(net, self.node_ties)
         self.silencing: set[Dim] = set()
         self.range_silencers = Silencers(net, self.node_ties, offsets=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,9 +13,9 @@ STEPS = 64  # how far back; a Reshape that takes heads apart again stands close 
 
 
 class Merged:
-    """Walks back from an axis along one path. ties: what the rules said, by node. live: whether channels lie on an axis."""
+    """Walks back from an axis along one path. ties: what the rules said, by node. live: the axes that channels lie on."""
 
-    def __init__(self, net: Network, ties: Mapping[int, Sequence[Tie]], live: Callable[[Dim], bool]) -> None:
+    def __init__(self, net: Network, ties: Mapping[int, Sequence[Tie]], live: Collection[Dim]) -> None:
         self.net, self.ties, self.live = net, ties, live
 
     def classes(self, dim: Dim) -> Index | None:
@@ -40,7 +40,7 @@ class Merged:
         maker = self.net.producer.get(dim.tensor)
         for t in self.ties.get(maker, ()) if maker is not None else ():
             for tie in (t, Tie(t.b, t.a, t.ib, t.ia)):
-                if tie.b == dim and tie.a.tensor != dim.tensor and tie.a.tensor not in self.net.fixed and self.live(tie.a):
+                if tie.b == dim and tie.a.tensor != dim.tensor and tie.a.tensor not in self.net.fixed and tie.a in self.live:
                     return tie
         return None
 
