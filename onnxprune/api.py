@@ -223,6 +223,8 @@ def verify(
     settings = Options(**options)
     if report is not None and report.get("approximate"):
         settings = replace(settings, allow_approximate=True)
+    if report is not None and report.get("attention"):
+        settings = replace(settings, attention=report["attention"])
     imported, split = _import(original, data, None, settings)
     scratch = weights.Scratch()
     smaller = large.lean(files.load(pruned), scratch)
@@ -266,6 +268,7 @@ def _load(model: str | os.PathLike[str] | onnx.ModelProto, data: Any, settings: 
         images=settings.images,
         shape=settings.shape,
         approximate=settings.allow_approximate,
+        attention=settings.attention,
     )
 
 
@@ -326,6 +329,7 @@ def _report(
         "method": decision.method,
         "recover": "none",
         "approximate": settings.allow_approximate,
+        "attention": settings.attention,
         "budget": budget.to_json(),
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},
         "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from onnxprune.criteria.plain import PLAIN
 from onnxprune.criteria.shares import Reduce
@@ -21,7 +22,8 @@ class Options:
     it. min_channels: no group becomes narrower. freeze: globs on layer and tensor names. samples: calibration samples, by
     default what the theory asks for. delta: failure probability of the certificate. reduce: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
-    inputs whose size the model leaves open.
+    inputs whose size the model leaves open. attention: cut whole `heads`, or the same places of every head (`dims`), where
+    both can go; by default what leaves more channels to choose from.
     """
 
     method: str = "auto"
@@ -31,6 +33,7 @@ class Options:
     freeze: tuple[str, ...] = ()
     allow_approximate: bool = False
     shape: tuple[str, ...] = ()
+    attention: Literal["heads", "dims"] | None = None
     samples: int | None = None
     batch: int | None = None
     providers: tuple[str, ...] = ("cpu",)
@@ -44,6 +47,8 @@ class Options:
             raise OptionError(f"unknown method '{self.method}'", hint=f"it is one of {', '.join(METHODS)}")
         if self.recover not in RECOVERIES:
             raise OptionError(f"unknown recovery '{self.recover}'", hint=f"it is one of {', '.join(RECOVERIES)}")
+        if self.attention not in (None, "heads", "dims"):
+            raise OptionError(f"--attention is heads or dims, not '{self.attention}'")
         for name in ("align", "min_channels", "samples", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:

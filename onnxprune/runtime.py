@@ -30,6 +30,7 @@ _PROVIDERS = {
 }
 GUESSES = ((224, 16), (64, 64), (256, 512), (32, 1), (512, 2048))
 LARGER = 16  # times as many elements of an input as in the first run: a second one must not need memory without end
+MOST = 1 << 29  # elements of a tensor: two gigabytes
 _SMALL = 4096  # elements; integer tensors up to this size are recorded by the probe
 
 ort.set_default_logger_severity(4)
@@ -293,6 +294,8 @@ def _another(net: Network, guess: tuple[int, int], name: str, rank: int, axis: i
 def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:
     """Tries sizes for the dynamic axes until the model runs; the error of the first try speaks for all."""
     failure: ModelError | None = None
+    if (small := _modest(model, shapes)) is not None:
+        return small
     for guess in GUESSES:
         try:
             return probe(model, example_feeds(model, guess, shapes))
@@ -304,6 +307,22 @@ def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:
                 break
     assert failure is not None
     raise failure
+
+
+def _modest(model: onnx.ModelProto, shapes: Shapes) -> Network | None:
+    """The network on small images, where tensors on usual ones would be too large if they grow with the square of the pixels.
+
+    Attention between all pixels does: on 224 x 224 of them, 10 GB for one head. None where there is no such danger.
+    """
+    images = [v for v in graph_inputs(model) if v.name not in shapes and len(input_shape(v)) == 4]
+    if not any(None in input_shape(v)[1:] for v in images):
+        return None
+    try:
+        net = probe(model, example_feeds(model, GUESSES[1], shapes))
+    except ModelError:
+        return None
+    growth = (GUESSES[0][0] / GUESSES[1][0]) ** 4
+    return net if max(math.prod(shape) for shape in net.shapes.values()) * growth > MOST else None
 
 
 def _tensor_types(model: onnx.ModelProto) -> dict[str, int | None]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.channels import Dim, Freeze, Tie
-from onnxprune.rules.base import Edit, Fact, Reads, Resize, Rule, SetInput, View
+from onnxprune.rules.base import Fact, Reads, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetInput
 
 UNFOLLOWED = "puts tensors into a sequence that is not followed"
 
