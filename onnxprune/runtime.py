@@ -19,6 +19,7 @@ from onnxprune.control import flatten
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.explore import Seen, explore
 from onnxprune.graph import Array, Network, graph_inputs
+from onnxprune.kinds import SMALL, tensor_types
 
 Feeds = Mapping[str, Array]
 
@@ -31,7 +32,6 @@ _PROVIDERS = {
 GUESSES = ((224, 16), (64, 64), (256, 512), (32, 1), (512, 2048))
 LARGER = 16  # times as many elements of an input as in the first run: a second one must not need memory without end
 MOST = 1 << 29  # elements of a tensor: two gigabytes
-_SMALL = 4096  # elements; integer tensors up to this size are recorded by the probe
 
 ort.set_default_logger_severity(4)
 
@@ -230,7 +230,7 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | N
 
 def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> Seen:
     """One run: all shapes, small integer tensors, and the tensors `wanted` where nodes make them."""
-    kinds = _tensor_types(model)
+    kinds = tensor_types(model)
     outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -246,7 +246,7 @@ def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> S
     shapes = {o: tuple(int(d) for d in results[n]) for o, n in zip(outer, names, strict=True)}
     shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
-    small = {o: results[o] for o in values if results[o].size <= _SMALL}
+    small = {o: results[o] for o in values if results[o].size <= SMALL}
     return Seen(shapes, small, {o: results[o] for o in arrays})
 
 
@@ -323,33 +323,3 @@ def _modest(model: onnx.ModelProto, shapes: Shapes) -> Network | None:
         return None
     growth = (GUESSES[0][0] / GUESSES[1][0]) ** 4
     return net if max(math.prod(shape) for shape in net.shapes.values()) * growth > MOST else None
-
-
-def _tensor_types(model: onnx.ModelProto) -> dict[str, int | None]:
-    """Element type of every tensor that shape inference knows; None for sequences, maps and optionals."""
-    hollow = onnx.ModelProto()
-    hollow.CopyFrom(model)
-    for tensor in hollow.graph.initializer:
-        if int(np.prod(tensor.dims)) > _SMALL:
-            tensor.ClearField("raw_data")  # no type depends on it, and inference would copy it twice
-    try:
-        inferred = onnx.shape_inference.infer_shapes(hollow)
-    except Exception:  # inference is a convenience here: an unknown type only means that a value is not recorded
-        inferred = model
-    kinds: dict[str, int | None] = {}
-    for value in [*inferred.graph.value_info, *inferred.graph.output]:
-        tensor = value.type.HasField("tensor_type")
-        kinds[value.name] = value.type.tensor_type.elem_type if tensor else None
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute:
-            a = node.attribute[0]
-            kinds[node.output[0]] = a.t.data_type if a.name == "value" else TensorProto.INT64 if "int" in a.name else 1
-        elif node.op_type in ("Shape", "Size", "NonZero"):
-            kinds[node.output[0]] = TensorProto.INT64
-        elif (node.op_type.startswith("Sequence") and node.op_type not in ("SequenceAt", "SequenceLength")) or node.op_type in (
-            "SplitToSequence",
-            "Optional",
-            "ZipMap",
-        ):
-            kinds[node.output[0]] = None
-    return kinds
