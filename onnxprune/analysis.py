@@ -67,7 +67,7 @@ class Analysis:
         self.widest = 1  # the most ways that a node could have taken
         self.coupling = Coupling()
         self.live: set[Dim] = set()
-        self.origins = Origins(net, rules, self.is_live)
+        self.origins = Origins(net, rules)
         self.unmentioned: list[Freeze] = []
         self.roles: dict[Dim, str] = {}
         self.musts: list[MustEqual] = []

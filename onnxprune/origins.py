@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from onnxprune.channels import Dim
 from onnxprune.control import key
 from onnxprune.graph import Network
@@ -14,8 +12,8 @@ from onnxprune.rules.frozen import REASONS
 class Origins:
     """For every tensor where its axes come from that have no channels; filled while the analysis goes through the graph."""
 
-    def __init__(self, net: Network, rules: RuleTable, is_live: Callable[[Dim], bool]) -> None:
-        self.net, self.rules, self.is_live = net, rules, is_live
+    def __init__(self, net: Network, rules: RuleTable) -> None:
+        self.net, self.rules = net, rules
         self.told: dict[str, str] = {i.name: f"it comes from graph input '{i.name}'" for i in net.inputs}
         self.split: dict[str, str] = {}
 
@@ -41,7 +39,7 @@ class Origins:
         for tensor in view.node.inputs:
             if tensor.name in self.told and tensor.name not in self.net.fixed:
                 axes = [Dim(tensor.name, axis) for axis in range(len(self.net.shapes.get(tensor.name, ())))]
-                live = {d for d in axes if self.is_live(d)}
+                live = {d for d in axes if view.live(d)}
                 if live - mentioned:
                     return f"{view} mixes channels into it"
                 if live:

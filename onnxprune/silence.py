@@ -28,6 +28,12 @@ SINGLE = {
 EVERY = {"Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum"}
 ANY = {"Einsum", "FusedMatMul", "MatMul", "Mul", "TransposeMatMul"}
 LAYERS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "BatchNormalization": (1, 2)}
+# Attention adds up values: where they, or the weight and the bias that make them, are zero, so is the sum.
+ATTENTION = {
+    ("", "Attention"): (2,),
+    ("com.microsoft", "Attention"): (1, 2),
+    ("com.microsoft", "MultiHeadAttention"): (2, 3),
+}
 # Operators on integers: where their weight lies, its zero point, and what is added. Those that make 8 bits are not among
 # them: what stands for 0 there is a zero point.
 INTEGER = {
@@ -168,6 +174,8 @@ class Silencers:
         if node.op_type in RECURRENT and node.domain in DOMAINS:
             return self._units(index, dim)
         sources = [self._sources(index, dim, i) for i in range(len(node.input))]
+        if (inputs := ATTENTION.get((node.domain, node.op_type))) is not None:
+            return self._heads(index, dim, [i for i in inputs if has(node, i)])
         possible = [inputs for inputs in self._inputs(index, sources) if inputs and all(sources[i] for i in inputs)]
         return [[d for i in inputs for d in sources[i]] for inputs in possible]
 
@@ -195,6 +203,16 @@ class Silencers:
             weight, _, added = INTEGER[op]
             return [[weight, *(i for i in added if has(node, i))]]
         return []
+
+    def _heads(self, index: int, dim: Dim, inputs: Sequence[int]) -> list[list[Dim]]:
+        """All axes of these inputs that heads tie to `dim`, directly or by way of each other."""
+        met = [dim]
+        for known in met:
+            sides = [pair for t in self.ties.get(index, ()) for pair in ((t.a, t.b), (t.b, t.a))]
+            met.extend(dict.fromkeys(b for a, b in sides if a == known and b not in met))
+        names = [self.net.model.graph.node[index].input[i] for i in inputs]
+        found = [[d for d in met[1:] if d.tensor == name] for name in names]
+        return [[d for part in found for d in part]] if all(found) else []
 
     def _silent(self, node: onnx.NodeProto, zero: int) -> bool:
         """Whether a weight with its zero point at input `zero` can be silenced."""

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"channels", "theory", "weights"},
     {"control", "large", "wire"},
-    {"entries", "inline"},
+    {"entries", "inline", "kinds"},
     {"files", "graph", "plan"},
     {"explore"},
     {"runtime", "symbolic", "data"},
