@@ -302,6 +302,7 @@ def _report(
         "recover": decision.finished.how,
         "recovery": decision.finished.to_json(settings.recover),
         "approximate": settings.allow_approximate,
+        "attention": settings.attention,
         "budget": budget.to_json(),
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},
         "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},

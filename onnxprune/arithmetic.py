@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.channels import Components, Dim, Frozen
+from onnxprune.entries import evaluate, sizes
 from onnxprune.graph import Array, Network
 from onnxprune.rules import MustEqual
-from onnxprune.symbolic import evaluate, sizes
 
 TRIALS = 8
 REMEDY = "export with fixed sizes, or fold the shape arithmetic"

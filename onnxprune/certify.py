@@ -104,6 +104,7 @@ def certificate(
             "freeze": list(settings.freeze),
             "shape": list(settings.shape),
             "approximate": settings.allow_approximate,
+            "attention": settings.attention,
         },
         "data": None if split.calibration is None else _name(split.calibration),
         "digests": {"original": groups.net.digest, "pruned": wire.digest(without(models[0]))},

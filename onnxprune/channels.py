@@ -117,6 +117,16 @@ class ChannelGroup:
         return self.flaw is None
 
 
+def joined(labels: Index, ia: Index, ib: Index, size: int) -> Index:
+    """Class numbers for the `size` positions of another axis, where position ia[t] of this one, of class labels[ia[t]], and
+    position ib[t] of that one live and die together."""
+    start = int(labels.max(initial=-1)) + 1
+    edges = (np.ones(len(ia), np.int8), (labels[ia], start + ib))
+    _, found = connected_components(coo_matrix(edges, shape=(start + size, start + size)), directed=False)
+    numbers: Index = np.unique(found[start:], return_inverse=True)[1].astype(np.int64)
+    return numbers
+
+
 @dataclass
 class Coupling:
     """Collects ties, freezes and flaws, then yields the groups."""

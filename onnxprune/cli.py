@@ -67,6 +67,11 @@ def _import(parser: argparse.ArgumentParser) -> None:
         help="cut also channels that a normalisation (LayerNorm, RMSNorm, LRN) reckons with: not exact, flagged in the report",
     )
     group.add_argument(
+        "--attention",
+        choices=("heads", "dims"),
+        help="cut whole attention heads, or the same places in every head, where both can go; default: whatever leaves more",
+    )
+    group.add_argument(
         "--freeze", action="append", default=[], metavar="GLOB", help="layers or tensors to leave alone; repeatable"
     )
 

@@ -56,7 +56,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _about_model(args: argparse.Namespace) -> dict[str, Any]:
-    return {"freeze": tuple(args.freeze), "shape": tuple(args.shape), "allow_approximate": args.allow_approximate}
+    shared = ("allow_approximate", "attention")
+    return {"freeze": tuple(args.freeze), "shape": tuple(args.shape), **{k: getattr(args, k) for k in shared}}
 
 
 def _budget(args: argparse.Namespace) -> Budget:
@@ -106,7 +107,8 @@ def _check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequen
 
 def inspect(args: argparse.Namespace) -> None:
     """onnxprune inspect."""
-    imported = load(args.model, freeze=args.freeze, shape=args.shape, approximate=args.allow_approximate)
+    about = {"freeze": args.freeze, "shape": args.shape, "attention": args.attention}
+    imported = load(args.model, approximate=args.allow_approximate, **about)
     macs, params = build.prunable_share(imported.groups, imported.accounting)
     entries = build.group_entries(imported.groups)
     cost = build.group_macs(imported.groups, imported.accounting)

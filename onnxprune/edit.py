@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -13,7 +14,7 @@ from onnxprune.channels import Dim
 from onnxprune.control import defined, every_graph, graphs, layout
 from onnxprune.graph import Array, Network
 from onnxprune.inline import constant_value
-from onnxprune.rules.base import Become, Edit, SetAttr, SetConst, SetInput
+from onnxprune.rules.edits import Become, Edit, SetAttr, SetConst, SetEntries, SetInput
 
 Transform: TypeAlias = Callable[[Array, int], Array]
 """(array, axis) -> array."""
@@ -102,11 +103,7 @@ class Editor:
 
     def add(self, like: str, value: Array) -> str:
         """A new initializer with a name of its own, after `like`; returns the name."""
-        number = self._added.get(like, 0) + 1
-        while (name := f"{like}.{number}") in self._taken:
-            number += 1
-        self._taken.add(name)
-        self._added[like] = number
+        name = self._named(like)
         known = self._protos.get(like)
         kind = known.data_type if known is not None else helper.np_dtype_to_tensor_dtype(value.dtype)
         proto = weights.tensor_of(value, kind, self._scratch)
@@ -115,6 +112,15 @@ class Editor:
         self._protos[name] = self.model.graph.initializer[-1]
         if self.model.ir_version < 4:  # until then every initializer had to be a graph input too
             self.model.graph.input.append(helper.make_tensor_value_info(name, kind, list(value.shape)))
+        return name
+
+    def _named(self, like: str) -> str:
+        """A name that nothing has yet, after `like`."""
+        number = self._added.get(like, 0) + 1
+        while (name := f"{like}.{number}") in self._taken:
+            number += 1
+        self._taken.add(name)
+        self._added[like] = number
         return name
 
     def node(self, index: int, edit: Edit) -> None:
@@ -129,6 +135,8 @@ class Editor:
             self.set(tensor, value)
         elif isinstance(edit, SetInput):
             self._set_input(node, edit)
+        elif isinstance(edit, SetEntries):
+            self._set_entries(node, edit)
         elif isinstance(edit, Become):
             del node.input[1:]
             for value in edit.constants:
@@ -146,6 +154,20 @@ class Editor:
             self.set(name, edit.value)
         else:
             node.input[edit.position] = self.add(name or f"{node.output[0]}.operand{edit.position}", edit.value)
+
+    def _set_entries(self, node: onnx.NodeProto, edit: SetEntries) -> None:
+        """A Where before the node takes the numbers from a constant; the other entries stay computed."""
+        computed = node.input[edit.position]
+        chosen = np.zeros(self.net.shapes[computed], np.bool_)
+        values = np.zeros(self.net.shapes[computed], np.int64)
+        for k, value in edit.values.items():
+            chosen.reshape(-1)[k], values.reshape(-1)[k] = True, value
+        start = f"{node.output[0]}.operand{edit.position}"
+        reads = [self.add(f"{start}.{what}", array) for what, array in (("set", chosen), ("sizes", values))]
+        made = self._named(start)
+        graph, place = next((g, i) for g in self._graphs for i, n in enumerate(g.node) if node.output[0] in n.output)
+        graph.node.insert(place, helper.make_node("Where", [*reads, computed], [made], made))
+        node.input[edit.position] = made
 
     def _alone(self, name: str) -> bool:
         """Whether a constant has one reader, so that it may be changed in place."""

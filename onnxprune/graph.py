@@ -32,9 +32,9 @@ class Network:
 
     model: the flat graph, see `control`; it is the model itself unless bodies of If, Loop or Scan are followed. shapes:
     concrete shape of every tensor, batch 1 where the batch is dynamic. values: of integer and constant tensors. feeds: the
-    inputs of that run. again: what a second run, on inputs of other sizes, told; None if there was none. nested: the
-    model itself where `model` is not. inside: what is known of its bodies. scratch: where edits of a large model put their
-    changed weights; what they yield lasts as long as this does.
+    inputs of that run. again: what a second run, on inputs of other sizes, told; None if there was none. alone: whether
+    that is because no other sizes ran. nested: the model itself where `model` is not. inside: what is known of its bodies.
+    scratch: where edits of a large model put their changed weights; what they yield lasts as long as this does.
     """
 
     model: onnx.ModelProto
@@ -42,6 +42,7 @@ class Network:
     values: Mapping[str, Array]
     feeds: Mapping[str, Array] = field(default_factory=dict)
     again: Network | None = None
+    alone: bool = False
     nested: onnx.ModelProto | None = None
     inside: Inside = field(default_factory=Inside)
     scratch: Scratch = field(default_factory=Scratch)
@@ -71,6 +72,16 @@ class Network:
         if self.again is None or tensor in self._undecided:
             return False
         return self.again.shapes.get(tensor, ())[axis : axis + 1] == (self.shapes[tensor][axis],)
+
+    def certain(self, tensor: str, axis: int) -> bool:
+        """Whether an axis has the same size in every run, as far as follows from the declared inputs alone."""
+        if self.static or tensor in self.initializers:
+            return True
+        return (self._inferred.get(tensor, [])[axis : axis + 1] or [None]) != [None]
+
+    @cached_property
+    def _inferred(self) -> dict[str, list[int | None]]:
+        return inline.inferred_shapes(self.source)
 
     @cached_property
     def _undecided(self) -> set[str]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
+import onnx
+from onnx import helper
 from scipy.sparse import csc_array
 
 from onnxprune.channels import ChannelGroup, Dim, Index, Slot
+from onnxprune.control import bodies, every_graph
 from onnxprune.graph import Array, Network
+from onnxprune.inline import constant_value
 from onnxprune.rules.base import Layer
 
 Kept = Mapping[str, Index]
@@ -140,7 +145,7 @@ class Accounting:
         macs = [(float(x.factor), list(x.macs_dims)) for x in groups.layers]
         self._axes = _Axes(groups, dict.fromkeys(d for terms in (macs, params, weights) for _, dims in terms for d in dims))
         self._terms = {k: _Terms(t, self._axes) for k, t in (("macs", macs), ("params", params), ("bytes", weights))}
-        self._overhead = {"macs": 0, "params": 0, "bytes": 0}
+        self._overhead = {"macs": 0, "params": _in_opaque_bodies(groups.net), "bytes": 0}
         self._overhead["bytes"] = file_bytes - self.size(self.full_widths).bytes
 
     def _tensor_terms(self) -> tuple[list[Term], list[Term]]:
@@ -186,9 +191,21 @@ class Accounting:
 
 def is_parameter(net: Network, name: str) -> bool:
     """Whether a constant counts as parameters: floating-point, or 8-bit weights (not vectors of indices)."""
-    kind = net.kinds[name]
-    weight = kind.kind == "f" or (kind.kind in "iu" and kind.itemsize == 1 and len(net.initializers[name].dims) > 1)
-    return weight and bool(net.uses.get(name))
+    return _is_weight(net.initializers[name]) and (bool(net.uses.get(name)) or name in net.read_elsewhere)
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return kind.kind == "f" or (kind.kind in "iu" and kind.itemsize == 1 and len(tensor.dims) > 1)
+
+
+def _in_opaque_bodies(net: Network) -> int:
+    """Elements of the constants in bodies that are not followed; they stay as they are."""
+    graphs = [g for node in net.model.graph.node for body in bodies(node) for g in every_graph(body)]
+    read = {x for g in graphs for n in g.node for x in n.input} | {o.name for g in graphs for o in g.output}
+    held = {n.output[0]: t for g in graphs for n in g.node if n.op_type == "Constant" and (t := constant_value(n)) is not None}
+    stored = [(t.name, t) for g in graphs for t in g.initializer]
+    return sum(prod(t.dims) for name, t in [*stored, *held.items()] if name in read and _is_weight(t))
 
 
 class _Axes:

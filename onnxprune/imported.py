@@ -18,7 +18,7 @@ from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.graph import Network
 from onnxprune.groups import Accounting, Groups, Size, is_parameter
-from onnxprune.passes.group import group
+from onnxprune.passes.group import Attention, group
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +53,12 @@ def load(
     images: ImageOptions | None = None,
     shape: Sequence[str] = (),
     approximate: bool = False,
+    attention: Attention | None = None,
 ) -> Imported:
     """Imports a model: reads it, runs it once, finds its channel groups. Raises ModelError and OptionError.
 
     data, images: sample data as `open_data` takes it, of which one sample sets the sizes that the model leaves open.
-    shape: these sizes, see `runtime.input_shapes`. approximate: see `group`.
+    shape: these sizes, see `runtime.input_shapes`. approximate, attention: see `group`.
     """
     adopted = weights.Scratch()
     if isinstance(model, onnx.ModelProto):
@@ -74,7 +75,7 @@ def load(
     except ModelError as error:
         hint = error.hint or "it must run in ONNX Runtime as it is; --shape sets the sizes of inputs that are left open"
         raise ModelError(f"{path}: {error.message}" if path else error.message, hint=hint) from None
-    groups = freeze_groups(_analysed(net, approximate), freeze)
+    groups = freeze_groups(_analysed(net, approximate, attention), freeze)
     accounting = Accounting(groups, size)
     return Imported(
         path,
@@ -88,9 +89,9 @@ def load(
     )
 
 
-def _analysed(net: Network, approximate: bool) -> Groups:
+def _analysed(net: Network, approximate: bool, attention: Attention | None) -> Groups:
     """The groups; where a model leaves sizes open, a second run tells what depends on them."""
-    return group(net if net.static else runtime.probe_again(net), approximate=approximate)
+    return group(net if net.static else runtime.probe_again(net), approximate=approximate, attention=attention)
 
 
 def freeze_groups(groups: Groups, patterns: Sequence[str]) -> Groups:

@@ -171,7 +171,7 @@ class _Constants:
         every = list(every_graph(model.graph))
         self.opsets = model.opset_import
         self.producer = {o: n for g in every for n in g.node for o in n.output if o}
-        self.shapes = _declared_shapes(model)
+        self.shapes = inferred_shapes(model)
         overridable = {i.name for g in every for i in g.input}  # a caller may feed these instead
         self.known: dict[str, _Value | None] = {
             t.name: None if t.name in overridable or math.prod(t.dims) > MAX_ELEMENTS else _whole(weights.array(t))
@@ -252,7 +252,7 @@ def _whole(value: Any) -> _Value:
     return array, np.ones(array.shape, bool)
 
 
-def _declared_shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
+def inferred_shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     """The sizes that follow from the declared inputs alone, None where they leave one open.
 
     What the file says of intermediate tensors is left out, it may be stale; so are bodies of loops, where sizes may change.

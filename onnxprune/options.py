@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from onnxprune.criteria.plain import PLAIN
 from onnxprune.criteria.shares import Reduce
@@ -23,7 +24,8 @@ class Options:
     default what the theory asks for. delta: failure probability of the certificate. confidence: that the
     drop of a budget of that kind is kept. reduce: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
-    inputs whose size the model leaves open.
+    inputs whose size the model leaves open. attention: cut whole `heads`, or the same places of every head (`dims`), where
+    both can go; by default what leaves more channels to choose from.
     """
 
     method: str = "auto"
@@ -33,6 +35,7 @@ class Options:
     freeze: tuple[str, ...] = ()
     allow_approximate: bool = False
     shape: tuple[str, ...] = ()
+    attention: Literal["heads", "dims"] | None = None
     samples: int | None = None
     batch: int | None = None
     providers: tuple[str, ...] = ("cpu",)
@@ -47,6 +50,8 @@ class Options:
             raise OptionError(f"unknown method '{self.method}'", hint=f"it is one of {', '.join(METHODS)}")
         if self.recover not in RECOVERIES:
             raise OptionError(f"unknown recovery '{self.recover}'", hint=f"it is one of {', '.join(RECOVERIES)}")
+        if self.attention not in (None, "heads", "dims"):
+            raise OptionError(f"--attention is heads or dims, not '{self.attention}'")
         for name in ("align", "min_channels", "samples", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:

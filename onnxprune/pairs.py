@@ -36,6 +36,7 @@ def load_as(model: str | os.PathLike[str] | onnx.ModelProto, data: Any, settings
         images=settings.images,
         shape=settings.shape,
         approximate=settings.allow_approximate,
+        attention=settings.attention,
     )
 
 
@@ -153,12 +154,15 @@ def _as_then(settings: Options, report: Mapping[str, Any] | None, told: Mapping[
     then = told.get("options") if told is not None else None
     if report is not None and report.get("approximate"):
         settings = replace(settings, allow_approximate=True)
+    if report is not None and report.get("attention"):
+        settings = replace(settings, attention=report["attention"])
     if not isinstance(then, Mapping):
         return settings
     try:
         return replace(
             settings,
             allow_approximate=settings.allow_approximate or bool(then["approximate"]),
+            attention=settings.attention or then["attention"],
             freeze=settings.freeze or tuple(then["freeze"]),
             shape=settings.shape or tuple(then["shape"]),
         )

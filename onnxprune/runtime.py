@@ -19,6 +19,7 @@ from onnxprune.control import flatten
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.explore import Seen, explore
 from onnxprune.graph import Array, Network, graph_inputs
+from onnxprune.kinds import SMALL, tensor_types
 
 Feeds = Mapping[str, Array]
 
@@ -30,7 +31,7 @@ _PROVIDERS = {
 }
 GUESSES = ((224, 16), (64, 64), (256, 512), (32, 1), (512, 2048))
 LARGER = 16  # times as many elements of an input as in the first run: a second one must not need memory without end
-_SMALL = 4096  # elements; integer tensors up to this size are recorded by the probe
+MOST = 1 << 29  # elements of a tensor: two gigabytes
 
 ort.set_default_logger_severity(4)
 
@@ -229,11 +230,10 @@ def probe(model: onnx.ModelProto, feeds: Feeds | None = None, shapes: Shapes | N
 
 def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> Seen:
     """One run: all shapes, small integer tensors, and the tensors `wanted` where nodes make them."""
-    kinds = _tensor_types(model)
+    kinds = tensor_types(model)
     outer = [o for n in model.graph.node for o in n.output if o and kinds.get(o, 0) is not None]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    del copy.graph.value_info[:]
     del copy.graph.output[:]
     integers = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
     values = [o for o in outer if kinds.get(o) in integers]
@@ -242,16 +242,29 @@ def _observe(model: onnx.ModelProto, feeds: Feeds, wanted: Collection[str]) -> S
     arrays = [o for o in outer if o in wanted]
     asked = [*names, *dict.fromkeys([*values, *arrays])]
     copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in asked)
-    results = dict(zip(asked, run(session(copy, optimise=False), feeds), strict=True))
+    results = dict(zip(asked, _run_undeclared(copy, feeds), strict=True))
     shapes = {o: tuple(int(d) for d in results[n]) for o, n in zip(outer, names, strict=True)}
     shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     shapes |= {k: tuple(v.shape) for k, v in feeds.items()}
-    small = {o: results[o] for o in values if results[o].size <= _SMALL}
+    small = {o: results[o] for o in values if results[o].size <= SMALL}
     return Seen(shapes, small, {o: results[o] for o in arrays})
 
 
+def _run_undeclared(model: onnx.ModelProto, feeds: Feeds) -> list[Array]:
+    """All outputs of a run that no declared shape has a say in; but some models ONNX Runtime only takes with those."""
+    declared = list(model.graph.value_info)
+    del model.graph.value_info[:]
+    try:
+        return run(session(model, optimise=False), feeds)
+    except ModelError:
+        if not declared:
+            raise
+        model.graph.value_info.extend(declared)
+        return run(session(model, optimise=False), feeds)
+
+
 def probe_again(net: Network) -> Network:
-    """The same network, with what a run on inputs of other sizes tells; unchanged if no other sizes run.
+    """The same network, with what a run on inputs of other sizes tells; where no other sizes run, it says that.
 
     What has one size in both runs does not depend on the sizes that the model leaves open.
     """
@@ -263,7 +276,7 @@ def probe_again(net: Network) -> Network:
             return replace(net, again=probe(net.source, example_feeds(net.source, shapes=shapes, seed=1)))
         except ModelError:
             continue
-    return net
+    return replace(net, alone=True)
 
 
 def _step(net: Network, name: str, rank: int, axis: int) -> int:
@@ -281,6 +294,8 @@ def _another(net: Network, guess: tuple[int, int], name: str, rank: int, axis: i
 def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:
     """Tries sizes for the dynamic axes until the model runs; the error of the first try speaks for all."""
     failure: ModelError | None = None
+    if (small := _modest(model, shapes)) is not None:
+        return small
     for guess in GUESSES:
         try:
             return probe(model, example_feeds(model, guess, shapes))
@@ -294,31 +309,17 @@ def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:
     raise failure
 
 
-def _tensor_types(model: onnx.ModelProto) -> dict[str, int | None]:
-    """Element type of every tensor that shape inference knows; None for sequences, maps and optionals."""
-    hollow = onnx.ModelProto()
-    hollow.CopyFrom(model)
-    for tensor in hollow.graph.initializer:
-        if int(np.prod(tensor.dims)) > _SMALL:
-            tensor.ClearField("raw_data")  # no type depends on it, and inference would copy it twice
+def _modest(model: onnx.ModelProto, shapes: Shapes) -> Network | None:
+    """The network on small images, where tensors on usual ones would be too large if they grow with the square of the pixels.
+
+    Attention between all pixels does: on 224 x 224 of them, 10 GB for one head. None where there is no such danger.
+    """
+    images = [v for v in graph_inputs(model) if v.name not in shapes and len(input_shape(v)) == 4]
+    if not any(None in input_shape(v)[1:] for v in images):
+        return None
     try:
-        inferred = onnx.shape_inference.infer_shapes(hollow)
-    except Exception:  # inference is a convenience here: an unknown type only means that a value is not recorded
-        inferred = model
-    kinds: dict[str, int | None] = {}
-    for value in [*inferred.graph.value_info, *inferred.graph.output]:
-        tensor = value.type.HasField("tensor_type")
-        kinds[value.name] = value.type.tensor_type.elem_type if tensor else None
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute:
-            a = node.attribute[0]
-            kinds[node.output[0]] = a.t.data_type if a.name == "value" else TensorProto.INT64 if "int" in a.name else 1
-        elif node.op_type in ("Shape", "Size", "NonZero"):
-            kinds[node.output[0]] = TensorProto.INT64
-        elif (node.op_type.startswith("Sequence") and node.op_type not in ("SequenceAt", "SequenceLength")) or node.op_type in (
-            "SplitToSequence",
-            "Optional",
-            "ZipMap",
-        ):
-            kinds[node.output[0]] = None
-    return kinds
+        net = probe(model, example_feeds(model, GUESSES[1], shapes))
+    except ModelError:
+        return None
+    growth = (GUESSES[0][0] / GUESSES[1][0]) ** 4
+    return net if max(math.prod(shape) for shape in net.shapes.values()) * growth > MOST else None

@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.channels import Dim, Tie
+from onnxprune.control import FLAT
 from onnxprune.graph import Network
 
 DOMAINS = ("", "ai.onnx", "com.microsoft")
@@ -27,6 +28,12 @@ SINGLE = {
 EVERY = {"Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum"}
 ANY = {"Einsum", "FusedMatMul", "MatMul", "Mul", "TransposeMatMul"}
 LAYERS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "BatchNormalization": (1, 2)}
+# Attention adds up values: where they, or the weight and the bias that make them, are zero, so is the sum.
+ATTENTION = {
+    ("", "Attention"): (2,),
+    ("com.microsoft", "Attention"): (1, 2),
+    ("com.microsoft", "MultiHeadAttention"): (2, 3),
+}
 # Operators on integers: where their weight lies, its zero point, and what is added. Those that make 8 bits are not among
 # them: what stands for 0 there is a zero point.
 INTEGER = {
@@ -50,6 +57,18 @@ def silenceable(net: Network, tensor: str) -> bool:
     maker = net.model.graph.node[net.producer[tensor]]
     moved = maker.op_type in MOVES or _symmetric(net, maker) or _offset(net, maker)
     return moved and all(silenceable(net, x) for x in _values(maker))
+
+
+def made_by_bodies(net: Network, tensor: str) -> bool:
+    """Whether an If, Loop or Scan makes the tensor, but for operators that keep zeros: back into the bodies no walk goes."""
+    while tensor in net.producer:
+        node = net.model.graph.node[net.producer[tensor]]
+        if node.domain == FLAT:
+            return not node.op_type.endswith("Body")
+        if node.op_type not in SINGLE or not node.input:
+            return False
+        tensor = node.input[0]
+    return False
 
 
 def has_offset(net: Network, tensor: str) -> bool:
@@ -89,6 +108,12 @@ def _clip_keeps_zero(net: Network, node: onnx.NodeProto) -> bool:
                 return False
             limits[name] = value
     return bool(np.all(limits.get("min", 0) <= 0) and np.all(limits.get("max", 0) >= 0))
+
+
+def _positive(net: Network, node: onnx.NodeProto) -> bool:
+    """Whether the exponent of a Pow is positive for certain: then 0 stays 0."""
+    exponent = net.array(node.input[1])
+    return exponent is not None and bool(np.all(exponent > 0))
 
 
 def has(node: onnx.NodeProto, i: int) -> bool:
@@ -149,6 +174,8 @@ class Silencers:
         if node.op_type in RECURRENT and node.domain in DOMAINS:
             return self._units(index, dim)
         sources = [self._sources(index, dim, i) for i in range(len(node.input))]
+        if (inputs := ATTENTION.get((node.domain, node.op_type))) is not None:
+            return self._heads(index, dim, [i for i in inputs if has(node, i)])
         possible = [inputs for inputs in self._inputs(index, sources) if inputs and all(sources[i] for i in inputs)]
         return [[d for i in inputs for d in sources[i]] for inputs in possible]
 
@@ -162,7 +189,7 @@ class Silencers:
             return []
         if op in SINGLE or op == "PRelu" or (op == "Div" and node.input[1] in self.net.fixed):  # 0 / 0 would not do
             return [[0]]
-        if op == "Clip" and _clip_keeps_zero(self.net, node):
+        if (op == "Clip" and _clip_keeps_zero(self.net, node)) or (op == "Pow" and _positive(self.net, node)):
             return [[0]]
         if op == "Concat":  # those inputs that have a part in this axis
             return [[i for i in range(count) if sources[i]]]
@@ -176,6 +203,16 @@ class Silencers:
             weight, _, added = INTEGER[op]
             return [[weight, *(i for i in added if has(node, i))]]
         return []
+
+    def _heads(self, index: int, dim: Dim, inputs: Sequence[int]) -> list[list[Dim]]:
+        """All axes of these inputs that heads tie to `dim`, directly or by way of each other."""
+        met = [dim]
+        for known in met:
+            sides = [pair for t in self.ties.get(index, ()) for pair in ((t.a, t.b), (t.b, t.a))]
+            met.extend(dict.fromkeys(b for a, b in sides if a == known and b not in met))
+        names = [self.net.model.graph.node[index].input[i] for i in inputs]
+        found = [[d for d in met[1:] if d.tensor == name] for name in names]
+        return [[d for part in found for d in part]] if all(found) else []
 
     def _silent(self, node: onnx.NodeProto, zero: int) -> bool:
         """Whether a weight with its zero point at input `zero` can be silenced."""

@@ -7,54 +7,17 @@ or arithmetic on these. Whether an entry will be right after a cut is then a mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from onnxprune.channels import Dim
+from onnxprune.entries import ARITHMETIC, Arith, Const, Entry, Size, Unknown, combined, evaluate, operations, same, sizes
 from onnxprune.graph import Array, Network
 
 MAX_ENTRIES = 64  # shape tensors are short; longer ones are data
 MAX_OPERATIONS = 64  # real ones take a few; a number that is added to itself again and again takes two to the power of that
-
-
-@dataclass(frozen=True)
-class Const:
-    """A literal; `source` names the constant tensor and the flat index in it, None when it cannot be edited.
-
-    use: the (node, input position) that took it from that tensor; None as long as it stands in the tensor itself.
-    """
-
-    value: int
-    source: tuple[str, int] | None = None
-    use: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Size:
-    """The size of an axis at run time."""
-
-    dim: Dim
-
-
-@dataclass(frozen=True)
-class Arith:
-    """`op` of two entries, with ONNX's integer semantics."""
-
-    op: str
-    a: Entry
-    b: Entry
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A number that cannot be traced, beside others that can, e.g. a height scaled in floating point."""
-
-
-Entry: TypeAlias = Const | Size | Arith | Unknown
 
 
 def _leaves_integers(node: onnx.NodeProto) -> bool:
@@ -63,52 +26,8 @@ def _leaves_integers(node: onnx.NodeProto) -> bool:
     return node.op_type == "Cast" and next((a.i for a in node.attribute if a.name == "to"), 0) not in integers
 
 
-def _truncated(a: int, b: int) -> int:
-    return int(a / b) if b else 0  # ONNX Div on integers truncates towards zero
-
-
-_ARITH: dict[str, Callable[[int, int], int]] = {
-    "Add": lambda a, b: a + b,
-    "Sub": lambda a, b: a - b,
-    "Mul": lambda a, b: a * b,
-    "Div": _truncated,
-    "Max": max,
-    "Min": min,
-    "Mod": lambda a, b: a % b if b else 0,
-}
-
 # Operators that hand on the entries of their first input (Concat: of all), perhaps not all of them, perhaps in another order.
 MOVES = {"Identity", "Cast", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Concat", "Gather", "Slice"}
-
-
-def evaluate(entry: Entry, size: Callable[[Dim], int]) -> int:
-    """The entry's value when axis `d` has `size(d)` elements. ValueError for what is not known."""
-    if isinstance(entry, Unknown):
-        raise ValueError("an unknown number has no value")
-    if isinstance(entry, Const):
-        return entry.value
-    if isinstance(entry, Size):
-        return size(entry.dim)
-    return _ARITH[entry.op](evaluate(entry.a, size), evaluate(entry.b, size))
-
-
-def sizes(entry: Entry) -> Iterator[Dim]:
-    """The axes that an entry depends on."""
-    if isinstance(entry, Size):
-        yield entry.dim
-    elif isinstance(entry, Arith):
-        yield from sizes(entry.a)
-        yield from sizes(entry.b)
-
-
-def _combined(op: str, a: Entry, b: Entry) -> Entry:
-    if isinstance(a, Unknown) or isinstance(b, Unknown):
-        return Unknown()
-    return Const(_ARITH[op](a.value, b.value)) if isinstance(a, Const) and isinstance(b, Const) else Arith(op, a, b)
-
-
-def _operations(entry: Entry) -> int:
-    return 1 + _operations(entry.a) + _operations(entry.b) if isinstance(entry, Arith) else 0
 
 
 def _taken(entry: Entry, index: int, position: int) -> Entry:
@@ -122,6 +41,7 @@ class Symbols:
     def __init__(self, net: Network) -> None:
         self.net = net
         self.entries: dict[str, list[Entry]] = {}
+        self.equal: dict[str, list[bool | None]] = {}  # of every Equal: which entries are alike in every run, None if unknown
         for i in net.order:
             self._trace(i)
 
@@ -161,8 +81,14 @@ class Symbols:
             result = self._shape(index)
         elif node.op_type == "Size":
             result = self._size(node.input[0])
-        elif node.op_type in _ARITH and len(node.input) == 2:
+        elif node.op_type in ARITHMETIC and len(node.input) == 2:
             result = self._arithmetic(node.op_type, node.input[0], node.input[1])
+        elif node.op_type == "ConstantOfShape":
+            result = self._repeated(index)
+        elif node.op_type == "Equal":
+            self._compare(node)
+        elif node.op_type == "Where":
+            result = self._chosen(index)
         elif node.op_type in MOVES and not _leaves_integers(node):
             result = self._move(index)
         elif node.op_type == "Constant":
@@ -192,13 +118,53 @@ class Symbols:
         return [product]
 
     def _arithmetic(self, op: str, a: str, b: str) -> list[Entry] | None:
+        if (both := self._aligned(a, b)) is None:
+            return None
+        made = [combined(op, x, y) for x, y in both]
+        return made if all(operations(e) <= MAX_OPERATIONS for e in made) else None
+
+    def _repeated(self, index: int) -> list[Entry] | None:
+        """As many equal numbers as another traced vector has entries: what an Expand of torch's makes of its -1."""
+        node = self.net.nodes[index]
+        lengths, value = self.of(node.inputs[0].name), node.attrs.get("value")
+        number = np.zeros(1, np.float32) if value is None else np.asarray(value.values)
+        if lengths is None or len(lengths) != 1 or not isinstance(lengths[0], Size) or number.dtype.kind != "i":
+            return None
+        counted = self.entries.get(lengths[0].dim.tensor)
+        made = counted is not None and lengths[0].dim.tensor not in self.net.initializers
+        return [Const(int(number[0]))] * len(counted) if made and counted is not None else None
+
+    def _compare(self, node: onnx.NodeProto) -> None:
+        if (both := self._aligned(*node.input)) is not None:
+            self.equal[node.output[0]] = [same(a, b) for a, b in both]
+
+    def _aligned(self, a: str, b: str) -> list[tuple[Entry, Entry]] | None:
+        """The entries of two tensors of one length, or of which one is a single number."""
         left, right = self.of(a), self.of(b)
         if left is None or right is None or (len(left) != len(right) and 1 not in (len(left), len(right))):
             return None
         n = max(len(left), len(right))
-        left, right = left * (n // len(left)), right * (n // len(right))
-        made = [_combined(op, x, y) for x, y in zip(left, right, strict=True)]
-        return made if all(_operations(e) <= MAX_OPERATIONS for e in made) else None
+        return list(zip(left * (n // len(left)), right * (n // len(right)), strict=True))
+
+    def _chosen(self, index: int) -> list[Entry] | None:
+        """The entries that a Where takes from either side; unknown where that depends on more than can be told."""
+        node = self.net.model.graph.node[index]
+        held, yes, no = self.equal.get(node.input[0]), self.of(node.input[1]), self.of(node.input[2])
+        if held is None or yes is None or no is None or len({len(held), len(yes), len(no)}) > 1:
+            return None
+        yes, no = ([_taken(e, index, position) for e in side] for position, side in ((1, yes), (2, no)))
+        return [Unknown() if h is None else a if h else b for h, a, b in zip(held, yes, no, strict=True)]
+
+    def hands_on(self, index: int, position: int) -> bool:
+        """Whether what a node makes holds, traced, the entries of its input `position`, or some of them."""
+        node = self.net.nodes[index]
+        moves = node.op in MOVES and (position == 0 or node.op == "Concat")
+        return (moves or (node.op == "Where" and position > 0)) and node.outputs[0].name in self.entries
+
+    def indifferent(self, index: int) -> bool:
+        """Whether a node makes the same of an integer tensor whatever sizes are cut: it asks for its length, or for -1."""
+        node = self.net.nodes[index]
+        return node.op == "Shape" or None not in self.equal.get(node.outputs[0].name, [None])
 
     def _move(self, index: int) -> list[Entry] | None:
         """Data movement is not modelled: the operator is run on numbers that stand for the entries."""

@@ -1,321 +1,88 @@
-"""Pass `group`: which channels live and die together, by running every operator's rule once."""
+"""Pass `group`: which channels live and die together, and along which axes they are followed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
-import numpy as np
-
-from onnxprune.arithmetic import freeze_broken_sizes
-from onnxprune.channels import Components, Coupling, Dim, Flaw, Freeze, Frozen, Tie
-from onnxprune.control import handed_out, key
+from onnxprune.analysis import UNSTEADY, Analysis, Setting
+from onnxprune.channels import Frozen
 from onnxprune.graph import Network
-from onnxprune.groups import Groups, Pin
-from onnxprune.roles import complete_roles
-from onnxprune.rounding import rounded_sums
-from onnxprune.rules import (
-    OFFSET,
-    STANDARD,
-    Approximate,
-    Consumer,
-    Contracts,
-    Fact,
-    Fresh,
-    Layer,
-    MustEqual,
-    Offset,
-    Reads,
-    Rounds,
-    RuleTable,
-    View,
-    Ways,
-)
-from onnxprune.rules.frozen import REASONS
-from onnxprune.rules.reshape import SHAPE_OPERANDS
-from onnxprune.silence import Silencers, has_offset, silenceable
-from onnxprune.symbolic import Symbols, sizes
+from onnxprune.groups import Groups
+from onnxprune.rules import STANDARD, RuleTable, Way
+from onnxprune.symbolic import Symbols
 
-SEQUENCES = ("SequenceConstruct", "SplitToSequence")
-UNSTEADY = "export with fixed input sizes"
 FALL_TOGETHER = "its channels fall together otherwise when the open sizes of the inputs change"
+Attention = Literal["heads", "dims"]
+FIRST: dict[Attention | None, Way] = {None: "most", "heads": "heads", "dims": "places"}
+SECOND: dict[Way, Way] = {"most": "next", "heads": "places", "places": "heads"}
+THIRD: tuple[Way, ...] = ("heads", "outer", "places")
 
 
-def group(net: Network, rules: RuleTable = STANDARD, *, approximate: bool = False) -> Groups:
+def group(
+    net: Network, rules: RuleTable = STANDARD, *, approximate: bool = False, attention: Attention | None = None
+) -> Groups:
     """Channel groups of a network; whatever no rule explains is frozen, with the reason.
 
     Linear in the size of the graph. The rules run in topological order, so that each knows which axes channels reach. Where
-    a node could follow the channels along one of several axes, and the first choice ends frozen, the next one is tried.
+    a node could follow the channels along one of several axes, and the first choice ends frozen, others are tried.
     Where the model leaves sizes open, only what a run on other sizes bears out can be pruned.
     approximate: cut also where what remains then comes out differently (layer normalisation); such groups have a flaw.
+    attention: whether whole heads or the same places of every head go, where both can; None for what leaves more channels,
+    of those that can be cut exactly.
     """
     symbols = Symbols(net)
-    first = _Analysis(net, rules, symbols, {}, approximate)
-    best, groups = first, first.run()
-    if stuck := first.stuck():
-        other = _Analysis(net, rules, symbols, dict.fromkeys(stuck, 1), approximate)
-        if _reach(found := other.run()) > _reach(groups):
-            best, groups = other, found
+    chosen = approximate and attention is not None
+    best, groups = _best(net, rules, symbols, Setting(chosen, FIRST[attention]))
+    if approximate and not chosen:  # along the axes that are right for exact cuts
+        best = Analysis(net, rules, symbols, replace(best.setting, approximate=True))
+        groups = best.run()
     if net.again is None:
         return groups
     second = replace(net.again, again=net)
-    elsewhere = _Analysis(second, rules, Symbols(second), best.ways, approximate)
+    elsewhere = Analysis(second, rules, Symbols(second), best.setting)
     elsewhere.run()
     constants = [d for d in best.components.dims if d.tensor in net.initializers]
     fewer = best.components.freeze_like(elsewhere.components, constants, Frozen(FALL_TOGETHER, UNSTEADY))
     return best.finish(best.components) if fewer else groups
 
 
+def _best(net: Network, rules: RuleTable, symbols: Symbols, setting: Setting) -> tuple[Analysis, Groups]:
+    """The analysis that leaves most to prune."""
+    best = Analysis(net, rules, symbols, setting)
+    groups = best.run()
+    for other, found in _others(best):
+        if _reach(found) > _reach(groups):
+            best, groups = other, found
+        if not best.stuck():
+            break
+    return best, groups
+
+
+def _others(first: Analysis) -> Iterator[tuple[Analysis, Groups]]:
+    """Where the first choice ends frozen: the second one there; then whole heads, or places in them, everywhere or all around
+    there alone.
+    """
+    setting, stuck = first.setting, set(first.stuck())
+    if stuck:
+        yield _analysed(first, replace(setting, ways=dict.fromkeys(sorted(stuck), SECOND[setting.way])))
+    for way in THIRD if stuck else ():
+        if way == setting.way or (way == "outer" and first.widest < 3):
+            continue
+        every, found = _analysed(first, replace(setting, way=way))
+        yield every, found
+        around = every.beside(stuck)
+        if stuck - set(every.stuck()) and set(every.forks) - around:
+            yield _analysed(first, replace(setting, ways=dict.fromkeys(sorted(around), way)))
+
+
+def _analysed(like: Analysis, setting: Setting) -> tuple[Analysis, Groups]:
+    analysis = Analysis(like.net, like.rules, like.symbols, setting)
+    return analysis, analysis.run()
+
+
 def _reach(groups: Groups) -> int:
     """How many layer axes, weighted by their channels, lie in groups that can be pruned."""
     axes = [d for layer in groups.layers for d in (layer.x, layer.out)]
     return sum(len(slot.positions) for d in axes for g, slot in groups.at.get(d, []) if not g.frozen)
-
-
-class _Analysis:
-    def __init__(
-        self, net: Network, rules: RuleTable, symbols: Symbols, ways: Mapping[int, int], approximate: bool = False
-    ) -> None:
-        self.net, self.rules, self.approximate = net, rules, approximate
-        self.symbols = symbols
-        self.ways = ways
-        self.forks: dict[int, list[Tie]] = {}
-        self.coupling = Coupling()
-        self.live: set[Dim] = set()
-        self.origin: dict[str, str] = {i.name: f"it comes from graph input '{i.name}'" for i in net.inputs}
-        self.unmentioned: list[Freeze] = []
-        self.roles: dict[Dim, str] = {}
-        self.musts: list[MustEqual] = []
-        self.layers: list[Layer] = []
-        self.node_ties: dict[int, list[Tie]] = {}
-        self.silencers = Silencers(net, self.node_ties)
-        self.silencing: set[Dim] = set()
-        self.range_silencers = Silencers(net, self.node_ties, offsets=True)
-        self.ranged: set[Dim] = set()
-        self.pins: list[Pin] = []
-
-    def run(self) -> Groups:
-        for index in self.net.order:
-            self.visit(index)
-        self.freeze_outputs()
-        for flaw in rounded_sums(self.net, self.layers):
-            self._flaw(flaw)
-        self.components = self.coupling.solve()
-        freeze_broken_sizes(self.net, self.musts, self.components)
-        return self.finish(self.components)
-
-    def stuck(self) -> list[int]:
-        """The nodes that had a choice of axes and whose choice ended frozen."""
-        reasons, components = self.components.reasons, self.components
-        return [
-            index
-            for index, ties in self.forks.items()
-            if any(t.a in components.offset and all(int(c) in reasons for c in np.unique(components.of(t.a))) for t in ties)
-        ]
-
-    # ------------------------------------------------------------------------------------------- one node
-
-    def visit(self, index: int) -> None:
-        node = self.net.model.graph.node[index]
-        if node.op_type == "Constant" and not node.input:
-            return
-        view = View(self.net, self.symbols, index, self.is_live, self.ways.get(index, 0))
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        rule = self.rules.get((domain, node.op_type))
-        known = rule is not None and self._has_shapes(view)
-        facts = list(rule.ties(view)) if rule is not None and known else []
-        if rule is not None and known and rule.layers is not None:
-            times = self.net.inside.repeats.get(key(node), 1)
-            self.layers.extend(replace(x, factor=times * x.factor) for x in rule.layers(view))
-        self.live.update(f.dim for f in facts if isinstance(f, Fresh))
-        ties = [f for f in facts if isinstance(f, Tie)]
-        mentioned = {d for t in ties for d in (t.a, t.b)}
-        mentioned |= {f.dim for f in facts if isinstance(f, Freeze | Reads | Approximate)}
-        self._spread(view, ties)
-        self.node_ties[index] = ties
-        for fact in facts:
-            self._note(view, fact)
-        if rule is not None and rule.fixup is not None and view.op not in SHAPE_OPERANDS:
-            self._freeze_numbered(view, ties)
-        if any(isinstance(f, Ways) and f.count > 1 for f in facts):
-            self.forks[index] = ties
-        why = f"{view} mixes its positions" if known else self._unknown(view)
-        self._freeze_unmentioned(view, mentioned, why)
-        origin = self._origin(view) if known else why
-        for name in node.output:
-            self.origin.setdefault(name, origin)
-        self._pin_numbers(view, SHAPE_OPERANDS.get(view.op) if known else None)
-
-    def _freeze_numbered(self, view: View, ties: list[Tie]) -> None:
-        """Positions by number mean other channels when the axis has another size: they cannot be written anew once for all."""
-        if self.net.again is None:
-            return
-        for dim in {d for t in ties if t.ia is not None or t.ib is not None for d in (t.a, t.b)}:
-            if not self.net.steady(dim.tensor, dim.axis):
-                why = f"{view} names positions of an axis with an open size"
-                self._freeze(Freeze(dim, why, remedy=UNSTEADY))
-
-    def _note(self, view: View, fact: Fact) -> None:
-        """Records one fact other than a tie; which axes are live is known by now."""
-        if isinstance(fact, Freeze):
-            self._freeze(fact)
-        elif isinstance(fact, MustEqual):
-            self.musts.append(fact)
-        elif isinstance(fact, Consumer):
-            self.roles[fact.dim] = "consumer"
-            if fact.dim.tensor not in self.net.fixed or not silenceable(self.net, fact.dim.tensor):
-                why = "has a weight that no constant silences: it is computed, and not by moving or scaling one"
-                self._freeze(Freeze(fact.dim, f"{view} {why}", remedy="fold the computation of the weight (onnxsim does)"))
-            elif has_offset(self.net, fact.dim.tensor):
-                self._flaw(Flaw(fact.dim, f"{view} {OFFSET}", "offset"))
-        elif isinstance(fact, Contracts):
-            self._silence(view, fact)
-        elif isinstance(fact, Approximate):
-            if self.approximate:
-                self._flaw(Flaw(fact.dim, fact.reason))
-            else:
-                self._freeze(Freeze(fact.dim, fact.reason, remedy="--allow-approximate"))
-        elif isinstance(fact, Rounds | Offset):
-            self._flaw(Flaw(fact.dim, fact.reason, "offset" if isinstance(fact, Offset) else "rounding"))
-            if isinstance(fact, Rounds) and self.is_live(fact.dim):
-                self.ranged.update(self.range_silencers.of(fact.dim) or ())
-
-    def _silence(self, view: View, fact: Contracts) -> None:
-        """Finds the constants that silence one of the activations that are multiplied."""
-        for dim in fact.dims:
-            found = self.silencers.of(dim) if self.is_live(dim) else None
-            if found:
-                self.silencing.update(found)
-                return
-        why = f"{view} sums products of activations over it, and none of them can be silenced where it is made"
-        for dim in fact.dims:
-            self._freeze(Freeze(dim, why))
-
-    def _flaw(self, flaw: Flaw) -> None:
-        if self.is_live(flaw.dim) and (not flaw.comparable or flaw.dim in self.coupling.sizes):
-            self.coupling.register(flaw.dim, self.net.shapes[flaw.dim.tensor][flaw.dim.axis])
-            self.coupling.flaws.append(flaw)
-
-    def _unknown(self, view: View) -> str:
-        """Why a node tells nothing of its axes."""
-        node = self.net.model.graph.node[view.index]
-        if key(node) in self.net.inside.opaque:
-            return f"{view} is not followed: {self.net.inside.opaque[key(node)]}"
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if (domain, node.op_type) in REASONS and (domain, node.op_type) not in self.rules:
-            return f"{view} {REASONS[domain, node.op_type]}"
-        return f"operator {node.domain or 'ai.onnx'}::{node.op_type} ('{view.label}') has no rule"
-
-    def _origin(self, view: View) -> str:
-        """Why no channels lie on an axis that a known operator makes: as none lie on what it reads, or it is the first."""
-        for tensor in view.node.inputs:
-            if tensor.name in self.origin and tensor.name not in self.net.fixed:
-                if any(self.is_live(Dim(tensor.name, axis)) for axis in range(len(self.net.shapes.get(tensor.name, ())))):
-                    break
-                return self.origin[tensor.name]
-        return f"{view} makes it from no channels"
-
-    def _has_shapes(self, view: View) -> bool:
-        """Whether the shapes of all tensors are known; sequences of tensors have none."""
-        names = [t.name for t in [*view.node.inputs, *view.node.outputs] if t.name]
-        return all(n in self.net.shapes or self._is_sequence(n) for n in names)
-
-    def _is_sequence(self, name: str) -> bool:
-        maker = self.net.producer.get(name)
-        return maker is not None and self.net.nodes[maker].op in SEQUENCES
-
-    def is_live(self, dim: Dim) -> bool:
-        """Whether channels can lie on this axis: it stems from a weight. Axes of size 1 have nothing to give."""
-        if dim.tensor not in self.net.shapes or self.net.shapes[dim.tensor][dim.axis] < 2:
-            return False
-        return dim in self.live or dim.tensor in self.net.initializers
-
-    def _spread(self, view: View, ties: list[Tie]) -> None:
-        """Makes the outputs live that a live axis is tied to, then records the ties; one with a dead axis freezes."""
-        outputs = {t.name for t in view.node.outputs}
-        for _ in range(2):  # a second round for outputs that are tied to each other, as in a grouped convolution
-            for t in ties:
-                for known, new in ((t.a, t.b), (t.b, t.a)):
-                    if self.is_live(known) and new.tensor in outputs and self.net.shapes[new.tensor][new.axis] > 1:
-                        self.live.add(new)
-        for t in ties:
-            a, b = self.is_live(t.a), self.is_live(t.b)
-            for dim in (t.a, t.b):
-                if self.is_live(dim):
-                    self.coupling.register(dim, self.net.shapes[dim.tensor][dim.axis])
-            if a and b:
-                self.coupling.ties.append(t)
-            elif a or b:
-                dim, other, positions = (t.a, t.b, t.ia) if a else (t.b, t.a, t.ib)
-                why = self.origin.get(other.tensor, f"{view} ties it to {other.tensor}, which has no channels to cut")
-                self.coupling.freezes.append(Freeze(dim, why, positions))
-
-    def _freeze(self, freeze: Freeze) -> None:
-        if not self.is_live(freeze.dim):
-            return
-        self.coupling.register(freeze.dim, self.net.shapes[freeze.dim.tensor][freeze.dim.axis])
-        self.coupling.freezes.append(freeze)
-
-    def _freeze_unmentioned(self, view: View, mentioned: set[Dim], why: str) -> None:
-        for name in self.net.reads(view.index):
-            if name not in self.net.shapes:
-                continue
-            captured = name in self.net.captured[view.index]
-            reason = f"a subgraph reads it, and {why}" if captured else why
-            uses = ["", *(f"{view.index}.{i}" for i, t in enumerate(view.node.inputs) if t.name == name)]
-            for axis in range(len(self.net.shapes[name])):
-                dims = [Dim(name, axis, use) for use in uses]
-                if captured or not any(d in mentioned for d in dims):
-                    self.unmentioned.extend(Freeze(d, reason) for d in dims)
-
-    def _pin_numbers(self, view: View, looked_after: int | None) -> None:
-        """A size that is used as a number (a scale, a divisor) would change with a cut: it becomes a constant then."""
-        if view.node.outputs and view.node.outputs[0].name in self.symbols.entries:
-            return
-        for position, tensor in enumerate(view.node.inputs):
-            if position == looked_after or not (dims := self.symbols.sizes_in(tensor.name)):
-                continue
-            if handed_out(self.net.model.graph.node[view.index], position):
-                self.unmentioned.extend(Freeze(d, f"{view} hands out its size") for d in dims)
-            elif self.symbols.partly(tensor.name):
-                self.unmentioned.extend(Freeze(d, f"{view} computes with its size", remedy=UNSTEADY) for d in dims)
-            else:
-                self.pins.append(Pin(view.index, position, dims, self.symbols.number(tensor.name)))
-        for name in self.net.captured[view.index]:
-            why = f"a subgraph of {view} computes with its size"
-            self.unmentioned.extend(Freeze(d, why) for d in self.symbols.sizes_in(name))
-
-    def _freeze_unsteady(self) -> None:
-        """What depends on more than the number of channels cannot become a constant: its axes are frozen."""
-        steady = []
-        for pin in self.pins:
-            if any(d in self.coupling.sizes for d in pin.dims):
-                if all(self.net.steady(d.tensor, d.axis) for d in pin.dims):
-                    steady.append(pin)
-                    continue
-                node = View(self.net, self.symbols, pin.index, self.is_live)
-                why = f"{node} computes with its size"
-                self.unmentioned.extend(Freeze(d, why, remedy=UNSTEADY) for d in pin.dims)
-        self.pins = steady
-
-    # ------------------------------------------------------------------------------------------ whole graph
-
-    def freeze_outputs(self) -> None:
-        self._freeze_unsteady()
-        for name in self.net.outputs:
-            for axis in range(len(self.net.shapes.get(name, ()))):
-                self.unmentioned.append(Freeze(Dim(name, axis), f"it is graph output '{name}'"))
-            for entry in self.symbols.entries.get(name, []):
-                self.unmentioned.extend(Freeze(d, f"graph output '{name}' is its size") for d in sizes(entry))
-        # Only axes that some rule has coupled: the others cannot be cut anyhow.
-        self.coupling.freezes.extend(f for f in self.unmentioned if f.dim in self.coupling.sizes)
-
-    def finish(self, components: Components) -> Groups:
-        complete_roles(self.net, self.layers, self.node_ties, self.roles)
-        names = {layer.out: layer.name for layer in reversed(self.layers)}
-        groups = components.groups(names)
-        for dim in self.silencing:
-            if self.roles.get(dim) != "consumer":
-                self.roles[dim] = "silencer"
-        roles = {d: self.roles.get(d, "scale") for d in components.dims if d.tensor in self.net.initializers}
-        return Groups(self.net, groups, tuple(self.layers), roles, tuple(self.pins), frozenset(self.ranged))

@@ -16,7 +16,7 @@ from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.inline import simplified
 from onnxprune.plan import Plan
-from onnxprune.rules import STANDARD, Resize, RuleTable, SetInput, View
+from onnxprune.rules import STANDARD, Become, Edit, Resize, RuleTable, SetInput, View
 from onnxprune.symbolic import Symbols
 
 
@@ -36,18 +36,28 @@ def surgery(groups: Groups, plan: Plan, rules: RuleTable = STANDARD) -> onnx.Mod
     for dim in removed:
         touched.setdefault(dim.tensor, {})[dim.axis] = resize.size(dim)
     symbols = Symbols(net)
+    written: set[tuple[int, int]] = set()
     for index in net.order:
         node = net.model.graph.node[index]
-        if any(name in touched for name in [*node.input, *node.output]):
+        counted = (d for name in node.input for d in symbols.sizes_in(name))
+        if any(name in touched for name in [*node.input, *node.output]) or any(d in removed for d in counted):
             rule = rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
             if rule is not None and rule.fixup is not None:
                 for edit in rule.fixup(View(net, symbols, index, lambda _: True), resize):
                     editor.node(index, edit)
+                    written.update((index, position) for position in operands(edit))
     for pin in groups.pins:
-        if any(dim in removed for dim in pin.dims):
+        if any(dim in removed for dim in pin.dims) and (pin.index, pin.position) not in written:
             editor.node(pin.index, SetInput(pin.position, pin.value))
     editor.declare(touched)
     return simplified(editor.model)  # a condition may have become a constant
+
+
+def operands(edit: Edit) -> list[int]:
+    """The inputs of its node that an edit makes constants."""
+    if isinstance(edit, SetInput):
+        return [edit.position]
+    return list(range(1, 1 + len(edit.constants))) if isinstance(edit, Become) else []
 
 
 def mask(groups: Groups, plan: Plan) -> onnx.ModelProto:

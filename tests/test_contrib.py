@@ -69,6 +69,14 @@ def test_the_gates_of_linear_attention() -> None:
     holds(g)
 
 
+@pytest.mark.parametrize("read", ["d", "e"])
+def test_the_gates_of_linear_attention_have_one_shape_even_where_one_is_read(read: str) -> None:
+    nodes = [("MatMul", "f w2", "g"), ("LinearAttentionGate", "f v u g", "d e", MS), ("Relu", read, "b")]
+    g = tokens(nodes, {"w2": w(8, 8), "v": w(8), "u": w(8)})
+    assert together(g, "f.2[3]", "d.2[3]", "e.2[3]", "g.2[3]")
+    holds(g)
+
+
 # ---- convolution
 
 

@@ -13,7 +13,8 @@ from single import FLAT, build, cut, holds, ints, seeded, shape, w
 from onnxprune import runtime
 from onnxprune.channels import Dim
 from onnxprune.contraction import normal_form
-from onnxprune.groups import Groups
+from onnxprune.groups import Accounting, Groups
+from onnxprune.passes.group import group
 from onnxprune.rules.einsum import parse
 
 Array = np.ndarray[Any, Any]
@@ -154,6 +155,7 @@ def test_an_einsum_of_constants_freezes_what_it_sums_over() -> None:
     g = build([*FLAT, einsum("cd,de->ce", "u v", "wl"), einsum("bcs,ce->bes")], {**SPACE, "u": w(8, 5), "v": w(5, 4)})
     assert "has a weight that no constant silences" in why(g, "a")
     assert prunable(g, "u", 1) == 0
+    assert [(x.name, x.op) for x in g.layers] == [("a", "Conv"), ("wl", "Einsum"), ("y", "Einsum")]
 
 
 # ---- FusedMatMul
@@ -189,3 +191,34 @@ def test_a_fused_matmul_may_move_the_first_axis_inwards(side: str, trans: int, w
     assert together(g, "f.0[3]", "a.1[3]", tied)
     computes(g, "b")
     holds(g)
+
+
+def test_a_fused_matmul_takes_vectors() -> None:
+    """But for a transposed matrix times a vector, of which ONNX Runtime makes something else."""
+    g = build([*FLAT, ("FusedMatMul", "wl f", "y", MS)], {**SPACE, "wl": w(8)})
+    assert g.net.shapes["y"] == (1, 36)
+    assert together(g, "a.1[5]", "wl.0[5]")
+    computes(g)
+    holds(g)
+    g = build([*FLAT, ("FusedMatMul", "f wl", "y", {"transA": 1, **MS})], {**SPACE, "wl": w(8)})
+    assert why(g, "a") == "FusedMatMul 'y' mixes its positions"
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [*FLAT, einsum("bcs,cd->bds", "f wl")],
+        [*FLAT, ("Transpose", "f", "g", {"perm": [0, 2, 1]}), ("FusedMatMul", "g wl", "y", MS)],
+        [*FLAT, einsum("bcs,bct->bst", "f f")],
+    ],
+)
+def test_a_layer_that_sums_over_one_channel_is_still_a_layer(nodes: list[Any]) -> None:
+    """What is predicted of a cut to one channel is what an analysis of the pruned file counts."""
+    g = build(nodes, {**SPACE, "wl": w(8, 4)})
+    (only,) = g.prunable
+    accounting = Accounting(g, 0)
+    pruned = group(runtime.probe(cut(g, "a.1", range(1, 8))))
+    said = accounting.size(accounting.widths({only.id: np.array([0])}))
+    after = Accounting(pruned, 0)
+    assert after.size(after.full_widths).macs == said.macs
+    assert [x.op for x in pruned.layers] == [x.op for x in g.layers]

@@ -21,6 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import onnxprune
 from onnxprune import api, runtime
+from onnxprune.channels import Dim
 from onnxprune.contraction import weight_values
 from onnxprune.criteria import Sensitivity
 from onnxprune.criteria.plain import PLAIN
@@ -320,6 +321,47 @@ def test_the_mask_keeps_a_dropped_channel_from_widening_the_range() -> None:
     assert oracle.check(model, groups.net.feeds, plan, groups, 0.0).error == 0
     bare = replace(groups, ranged=frozenset())
     assert not np.array_equal(outputs(mask(bare, plan), groups), outputs(surgery(groups, plan), groups))
+
+
+@pytest.mark.parametrize(("exponent", "silenced"), [(3.0, True), (0.5, True), (0.0, False), (-1.0, False)])
+def test_a_power_keeps_a_dropped_channel_from_widening_the_range_if_it_keeps_zeros(exponent: float, silenced: bool) -> None:
+    model = integer_chain(None)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(exponent), "e"))
+    cast = next(n for n in model.graph.node if n.output[0] == "f")
+    cast.output[0] = "f0"
+    model.graph.node.insert(3, helper.make_node("Pow", ["f0", "e"], ["f"], "Pow"))
+    assert (Dim("w", 1) in group(runtime.probe(model)).ranged) == silenced
+
+
+@pytest.mark.parametrize("bias", ["b", "computed"])
+def test_heads_are_silenced_in_the_weight_and_bias_that_make_their_values(bias: str) -> None:
+    """Behind the attention the whole range is taken: a masked head must not widen it."""
+    rng = np.random.default_rng(3)
+    weights = {
+        "w": rng.standard_normal((6, 24)).astype(np.float32),
+        "b": rng.standard_normal(24).astype(np.float32) + 3,
+        "wq": rng.integers(-100, 100, (8, 5)).astype(np.int8),
+        "s": np.float32(0.01),
+        "z": np.int8(0),
+    }
+    made = helper.make_node("Identity", ["b"], ["computed"])
+    heads = helper.make_node("Attention", ["x", "w", bias], ["h"], domain="com.microsoft", num_heads=4)
+    read = helper.make_node("DynamicQuantizeMatMul", ["h", "wq", "s", "z"], ["y"], domain="com.microsoft")
+    graph = helper.make_graph(
+        [made, heads, read] if bias == "computed" else [heads, read],
+        "heads",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 3, 6])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 3, 5])],
+        [numpy_helper.from_array(v, k) for k, v in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    groups = group(runtime.probe(model))
+    found = next(g for g in groups.prunable if g.size == 4)
+    assert {Dim("w", 1), Dim("b", 0)} <= groups.ranged
+    for gone in range(4):
+        plan = Plan({found.id: Kept(4, np.delete(np.arange(4), gone))})
+        assert oracle.check(model, groups.net.feeds, plan, groups, 0.0).error < 1e-6
 
 
 # ---------------------------------------------------------------------------------------------------- zero points of weights

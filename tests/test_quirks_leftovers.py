@@ -184,7 +184,7 @@ def test_channels_along_which_a_convolution_runs() -> None:
     """
     weights = {"w": (8, 3, 1, 1), "last2": [3], "wk": (1, 1, 3), "we": (8, 8, 1, 1), "wl": (2, 8, 1, 1)}
     groups = analysed(net(body, weights))
-    assert why(groups, "a") == "Conv 'k' makes it from no channels"
+    assert why(groups, "a") == "Conv 'k' mixes channels into it"
     assert free(groups, "e") == 8
     holds(groups)
 

@@ -154,7 +154,7 @@ HEADS = {
 def test_attention_heads(how: str) -> None:
     split, merge, extra = HEADS[how]
     groups = analysed(net(heads(split, merge), {"wv": (6, 8), "wo": (8, 5), "mix": (1, 1, 3, 3), **extra}, x="float[1,3,6] x"))
-    assert sizes(groups) == [2 if how == "computed" else 4]  # the same place in every head, or whole heads
+    assert sizes(groups) == [4]
     holds(groups)
 
 

@@ -22,6 +22,9 @@ from quirk import (
     why,
 )
 
+from onnxprune import runtime
+from onnxprune.channels import Dim
+from onnxprune.passes.group import group
 from onnxprune.passes.surgery import mask, surgery
 
 TAIL = "y = Conv (last, wl)"
@@ -153,6 +156,151 @@ def test_spectral_norm_left_in_the_graph() -> None:
     groups = analysed(net(body, weights))
     assert free(groups, "e") == 8
     assert "two constants" in why(groups, "a")
+    holds(groups)
+
+
+def test_halves_whose_bounds_are_computed_from_a_shape() -> None:
+    """torch.chunk on a tensor of open sizes: the end of the first half is (channels + 1) / 2."""
+    body = """
+        a = Conv (x, w)
+        s = Shape (a)
+        c = Gather <axis = 0> (s, one)
+        more = Add (c, one)
+        half = Div (more, two)
+        last = Mul (half, two)
+        p = Slice (a, zero, half, one)
+        q = Slice (a, half, last, one)
+        gate = Sigmoid (p)
+        b = Mul (gate, q)
+        y = Conv (b, wl)
+    """
+    numbers = {"zero": [0], "one": [1], "two": [2]}
+    groups = analysed(net(body, {"w": (8, 3, 1, 1), "wl": (2, 4, 1, 1), **numbers}))
+    assert sizes(groups) == [4]
+    pruned = cut(groups, "a", [1, 5])
+    assert stored(pruned)["w"].shape == (6, 3, 1, 1)
+    assert [operand(pruned, "p", i).tolist() for i in (1, 2)] == [[0], [3]]
+    assert [operand(pruned, "q", i).tolist() for i in (1, 2)] == [[3], [6]]
+    holds(groups)
+
+
+def test_parts_whose_sizes_are_computed_from_a_shape() -> None:
+    body = """
+        a = Conv (x, w)
+        s = Shape (a)
+        c = Gather <axis = 0> (s, one)
+        half = Div (c, two)
+        both = Concat <axis = 0> (half, half)
+        p, q = Split <axis = 1> (a, both)
+        b = Mul (p, q)
+        y = Conv (b, wl)
+    """
+    groups = analysed(net(body, {"w": (8, 3, 1, 1), "wl": (2, 4, 1, 1), "one": [1], "two": [2]}))
+    assert sizes(groups) == [4]
+    assert operand(cut(groups, "a", [1, 5]), "p", 1).tolist() == [3, 3]
+    holds(groups)
+
+
+def test_bounds_taken_from_another_axis_that_is_cut() -> None:
+    """As many channels are taken from `e` as `a` has: 6. Whatever goes from `a`, those 6 are meant."""
+    body = """
+        a = Conv (x, w)
+        e = Conv (x, we)
+        s = Shape (a)
+        c = Slice (s, one, two)
+        p = Slice (e, zero, c, one)
+        f = Conv (a, wa)
+        h = Conv (p, wp)
+        y = Add (f, h)
+    """
+    weights = {"w": (6, 3, 1, 1), "we": (9, 3, 1, 1), "wa": (2, 6, 1, 1), "wp": (2, 6, 1, 1)}
+    groups = analysed(net(body, {**weights, "zero": [0], "one": [1], "two": [2]}))
+    assert (free(groups, "a"), free(groups, "e")) == (6, 9)
+    assert operand(cut(groups, "a", [0, 1]), "p", 2).tolist() == [6]
+    assert operand(cut(groups, "e", [0, 8]), "p", 2).tolist() == [5]
+    holds(groups)
+
+
+EXPANDED = """
+    k = MatMul (x, wk)
+    h = Reshape (k, apart)
+    t = Transpose <perm = [0, 2, 1, 3]> (h)
+    u = Unsqueeze (t, two)
+    s = Shape (t)
+    b = Gather <axis = 0> (s, at0)
+    n = Gather <axis = 0> (s, at1)
+    l = Gather <axis = 0> (s, at2)
+    d = Gather <axis = 0> (s, at3)
+    listed = Concat <axis = 0> (b, n, times, l, d)
+    to = Reshape (listed, flat)
+    r = Shape (to)
+    ones = ConstantOfShape <value = int64[1] {1}> (r)
+    less = Mul (ones, minus)
+    is = Equal (to, less)
+    shape = Where (is, ones, to)
+    e = Expand (u, shape)
+    m = Mul (n, times)
+    joined = Concat <axis = 0> (b, m, l, d)
+    g = Reshape (e, joined)
+    q = MatMul (x, wq)
+    i = Reshape (q, apart4)
+    j = Transpose <perm = [0, 2, 3, 1]> (i)
+    p = MatMul (g, j)
+    z = MatMul (p, wz)
+    back = Transpose <perm = [0, 2, 1, 3]> (z)
+    all = Reshape (back, joint)
+    y = MatMul (all, wo)
+"""
+
+
+def test_an_expand_whose_shape_might_hold_minus_one() -> None:
+    """torch's repeat_kv: sizes equal to -1 would be replaced by 1. None ever is, but the comparison reads them all."""
+    shapes = {"apart": [0, 0, 2, 2], "apart4": [0, 0, 4, 2], "two": [2], "times": [2], "flat": [-1], "minus": [-1]}
+    places = {f"at{i}": [i] for i in range(4)}
+    weights = {"wk": (5, 4), "wq": (5, 8), "wz": (7, 3), "wo": (12, 2), "joint": [0, 0, 12], **shapes, **places}
+    model = net(EXPANDED, weights, x="float[1,7,5] x")
+    groups = group(runtime.probe(model, feeds(model)), attention="heads")
+    assert free(groups, "t") == 2
+    pruned = cut(groups, "t", [1])
+    assert {name: stored(pruned)[name].shape for name in ("wk", "wq", "wo")} == {"wk": (5, 2), "wq": (5, 4), "wo": (6, 2)}
+    holds(groups)
+
+
+CELL = """
+    zero = Expand (o, hidden)
+    r = Gemm <transB = 1> (zero, wh, bh)
+    i = Gemm <transB = 1> (x, wi)
+    p = Add (r, i)
+    h = Tanh (p)
+    r2 = Gemm <transB = 1> (h, wh, bh)
+    p2 = Add (r2, i)
+    h2 = Tanh (p2)
+    y = Gemm (h2, wo)
+"""
+
+
+def test_the_first_step_of_a_recurrent_cell_multiplies_two_constants() -> None:
+    """The weight of the steps that follow is multiplied with a state of zeros first."""
+    weights = {"o": np.zeros((1, 1), np.float32), "hidden": [1, 6], "wh": (6, 6), "bh": (6,), "wi": (6, 4), "wo": (6, 2)}
+    groups = analysed(net(CELL, weights, x="float[1,4] x"))
+    assert sizes(groups) == [6]
+    assert groups.roles[Dim("wh", 1)] == "consumer"
+    holds(groups)
+    pruned = cut(groups, "h", [0, 3])
+    assert stored(pruned)["wh"].shape == (4, 4)
+
+
+def test_layers_of_a_table_alone_are_cut_too() -> None:
+    """A small network that makes biases of a table of distances: what it reads is a constant, its hidden layer is not."""
+    body = """
+        h = MatMul (table, w1)
+        r = Relu (h)
+        p = MatMul (r, w2)
+        t = Transpose <perm = [0, 3, 1, 2]> (p)
+        y = Add (x, t)
+    """
+    groups = analysed(net(body, {"table": (1, 6, 6, 2), "w1": (2, 8), "w2": (8, 3)}))
+    assert sizes(groups) == [2, 8]  # what the table tells of every distance is cut like what any layer reads
     holds(groups)
 
 

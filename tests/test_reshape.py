@@ -50,7 +50,7 @@ def test_pairs_and_units_are_those_of_the_elements(both: tuple[list[int], list[i
         assert set(zip(ia.tolist(), ib.tolist(), strict=True)) == found
         i, j = np.array(sorted(found)).T
         graph = coo_matrix((np.ones(len(i)), (i, j + before[a])), shape=[before[a] + after[b]] * 2)
-        assert units(before, a, after, b) == connected_components(graph, directed=False)[0]
+        assert units(tuple(before), a, tuple(after), b) == connected_components(graph, directed=False)[0]
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_pairs_and_units_are_those_of_the_elements(both: tuple[list[int], list[i
     ],
 )
 def test_units_of_large_tensors(before: list[int], a: int, after: list[int], b: int, count: int) -> None:
-    assert units(before, a, after, b) == count
+    assert units(tuple(before), a, tuple(after), b) == count

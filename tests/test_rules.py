@@ -241,10 +241,21 @@ def test_batch_norm_vectors_follow_its_channels() -> None:
     holds(g)
 
 
-def test_batch_norm_in_training_mode_freezes() -> None:
+def test_batch_norm_in_training_mode_takes_statistics_over_the_other_axes() -> None:
     weights = {"s": w(8), "h": w(8), "m": w(8), "v": w(8) ** 2, "wl": w(4, 8, 1, 1)}
     g = build([("BatchNormalization", "a s h m v", "b m2 v2", {"training_mode": 1}), LAST], weights)
-    assert why(g, "a") == "BatchNormalization 'b' runs in training mode"
+    assert prunable(g, "a") == 8
+    holds(g)
+    nodes = [("Reshape", "w2 long", "r"), ("BatchNormalization", "r s h m v", "n m2 v2", {"training_mode": 1})]
+    nodes += [("Reshape", "n back", "k"), ("Conv", "a k", "b"), LAST]
+    ones = {k: np.ones(8, np.float32) for k in "sv"} | {k: np.zeros(8, np.float32) for k in "hm"}
+    g = build(nodes, {**ones, "w2": w(8, 8, 1, 1), "long": ints(1, 8, 8), "back": ints(8, 8, 1, 1), "wl": weights["wl"]})
+    assert why(g, "a") == "BatchNormalization 'n' runs in training mode: it takes statistics over it"
+    assert {x.remedy for x in g.groups if "training mode" in str(x.reason)} == {
+        "fold the computation of the weight (onnxsim does)"
+    }
+    assert prunable(g, "b") == 8
+    holds(g)
 
 
 def test_vectors_that_layers_share_by_accident_are_unshared() -> None:
@@ -475,7 +486,7 @@ def test_reductions_in_front_of_the_channels(keep: int) -> None:
 def test_reductions_over_the_channels_freeze(axes: list[int]) -> None:
     nodes = [("ReduceMean", "a ax" if axes else "a", "r"), ("Sub", "a r", "b"), LAST]
     g = build(nodes, {"ax": ints(*axes), "wl": w(4, 8, 1, 1)})
-    assert why(g, "a") == "ReduceMean 'r' sums over it without weights"
+    assert why(g, "a") == "ReduceMean 'r' takes the mean over it for a layer normalisation"
 
 
 def test_a_reduction_over_no_axes_hands_everything_on() -> None:
@@ -575,8 +586,9 @@ def test_slice_with_32_bit_operands_gets_operands_of_one_type() -> None:
 def test_slice_with_bounds_made_at_run_time_freezes_channels() -> None:
     weights = {"z": ints(0, 0), "e": ints(2**31, 2**31), "ax": ints(2, 3), "two": ints(2, 2), "wl": w(4, 8, 1, 1)}
     holds(build([("Slice", "a z e ax two", "b"), LAST], weights))
-    half = [("Shape", "x", "sh"), ("Slice", "sh two three", "h"), ("Slice", "a z h ax", "b"), LAST]
-    g = build(half, {"two": ints(2), "three": ints(3), "z": ints(0), "ax": ints(1), "wl": w(4, 6, 1, 1)})
+    most = [("ReduceMax", "x", "m", {"keepdims": 0}), ("Cast", "m", "n", {"to": TensorProto.INT64}), ("Clip", "n six six", "k")]
+    half = [*most, ("Reshape", "k one", "h"), ("Slice", "a z h ax", "b"), LAST]
+    g = build(half, {"six": np.int64(6), "one": ints(1), "z": ints(0), "ax": ints(1), "wl": w(4, 6, 1, 1)})
     assert "Slice 'b' computes its bounds at run time" in {x.reason for x in g.groups}
 
 
@@ -594,6 +606,12 @@ def test_pad_of_channels_makes_channels_that_can_go() -> None:
 def test_pad_by_attribute() -> None:
     g = build([("Pad", "a", "b", {"pads": [0, 1, 2, 2, 0, 2, 2, 2]}), LAST], {"wl": w(4, 11, 1, 1)}, opset=10)
     assert attribute(cut(g, "b.1", [0, 10, 4]), "b", "pads") == [0, 0, 2, 2, 0, 1, 2, 2]
+    holds(g)
+
+
+def test_pad_that_crops_another_axis_still_does() -> None:
+    g = build([("Pad", "a p", "b"), LAST], {"p": ints(0, 1, -1, 0, 0, 1, 0, 2), "wl": w(4, 10, 1, 1)})
+    assert operand(cut(g, "b.1", [0, 4]), "b", 1) == [0, 0, -1, 0, 0, 1, 0, 2]
     holds(g)
 
 
@@ -702,8 +720,8 @@ def test_channel_shuffle_with_the_width_computed_at_run_time(groups: int) -> Non
     size = [("Shape", "a", "sh"), ("Gather", "sh one", "c"), ("Div", "c g", "d"), ("Concat", "n k d hw", "s1", {"axis": 0})]
     weights = {"one": ints(1), "g": ints(groups), "k": ints(groups), "n": ints(1), "hw": ints(6, 6), "s2": ints(1, -1, 6, 6)}
     g = build([*size, *SHUFFLE], {**weights, "wl": w(4, 8, 1, 1)})
-    # For 4 groups cutting whole ones would leave more units, but then 8 / 4 is no longer the width.
-    assert together(g, *(f"a.1[{i}]" for i in range(0, 8, 8 // groups)))
+    assert [x.size for x in g.prunable] == [4]
+    assert together(g, "a.1[0]", "a.1[4]" if groups == 2 else "a.1[1]")  # the same place in both, or a whole one of four
     holds(g)
 
 
@@ -772,7 +790,14 @@ def test_a_number_that_other_nodes_use_too_is_copied() -> None:
     holds(g)
 
 
-def test_a_number_that_is_joined_and_then_used_otherwise_too_freezes() -> None:
+def chosen(pruned: Any, tensor: str) -> list[int]:
+    """The numbers that are written over those that the maker of `tensor` computes for its shape, 0 where none are."""
+    where = next(n for n in pruned.graph.node if n.output[0] == node(pruned, tensor).input[1])
+    assert where.op_type == "Where"
+    return operand(pruned, where.output[0], 1)
+
+
+def test_a_number_that_is_joined_and_then_used_otherwise_too_is_written_over() -> None:
     nodes = [
         *computed_shape("n", "k", "hw")[:-1],
         ("Cast", "t", "tf", {"to": 1}),
@@ -781,31 +806,38 @@ def test_a_number_that_is_joined_and_then_used_otherwise_too_freezes() -> None:
         ("MatMul", "wl q", "y"),
     ]
     g = build(nodes, {**INDICES, "k": ints(8), "hw": ints(36)})
-    assert why(g, "a") == "Reshape 'b' takes its size from a constant that other nodes use too"
+    pruned = cut(g, "a.1", [0, 5])
+    assert operand(pruned, "t", 1) == [8]
+    assert chosen(pruned, "b") == [0, 6, 0]
+    holds(g)
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_one_computed_shape_for_two_reshapes(same: bool) -> None:
-    """Both targets are right after a cut only where both tensors lose as many channels."""
+    """Where both tensors lose as many channels one number serves both; else each target has numbers of its own written in."""
     nodes = [*computed_shape("n", "k", "hw")[:-1], ("Relu" if same else "Conv", "a" if same else "x w2", "o")]
     nodes += [("Reshape", "o t", "d"), ("MatMul", "wl b", "m"), ("MatMul", "wd d", "p"), ("Add", "m p", "y")]
     g = build(nodes, {**INDICES, "k": ints(8), "hw": ints(36), "w2": w(8, 3, 1, 1), "wd": w(2, 8)})
     if same:
         assert operand(cut(g, "a.1", [0, 5]), "t", 1) == [6]
     else:
-        assert {why(g, t) for t in "ao"} == {"the size of b[axis 1] is computed in a way that a cut would break"}
+        assert (prunable(g, "a"), prunable(g, "o")) == (8, 8)
+        assert chosen(cut(g, "a.1", [0, 5]), "b") == [0, 6, 0]
+        assert chosen(cut(g, "o.1", [0]), "d") == [0, 7, 0]
+    holds(g)
 
 
 @pytest.mark.parametrize("channels", [2, 4, 8])
-def test_a_size_computed_from_another_axis_freezes_however_few_the_channels(channels: int) -> None:
+def test_a_size_computed_from_another_axis_is_written_over(channels: int) -> None:
     """The channels of 'c' are as many as those of 'a' by chance: the target of the Reshape follows the wrong ones."""
     nodes = [("Conv", "x w2", "c"), ("Conv", "x w3", "d"), ("Shape", "c", "sh"), ("Slice", "sh z two", "t0")]
     nodes += [("Concat", "t0 hw", "t", {"axis": 0}), ("Reshape", "d t", "b"), ("MatMul", "wl b", "m"), ("Conv", "c w4", "e")]
     nodes += [("Flatten", "e", "f"), ("Flatten", "m", "g"), ("Concat", "f g", "y", {"axis": 1})]
     weights = {"w2": w(channels, 3, 1, 1), "w3": w(channels, 3, 1, 1), "w4": w(2, channels, 1, 1), "wl": w(2, channels)}
     g = build(nodes, {**weights, "z": ints(0), "two": ints(2), "hw": ints(36)})
-    for tensor in ("c", "d"):
-        assert why(g, tensor) == "the size of b[axis 1] is computed in a way that a cut would break"
+    assert (prunable(g, "c"), prunable(g, "d")) == (channels, channels)
+    assert chosen(cut(g, "c.1", [0]), "b") == [0, channels, 0]
+    holds(g)
 
 
 def test_squeeze_and_unsqueeze() -> None:

@@ -13,10 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from single import LAST, build, cut, holds, ints, seeded, shape, w
 
+from onnxprune import runtime
 from onnxprune.graph import Network
 from onnxprune.groups import Groups
 from onnxprune.passes.group import group
 from onnxprune.passes.surgery import mask, surgery
+from onnxprune.plan import Kept, Plan
 
 __all__ = ["seeded"]  # every test draws the same weights
 
@@ -178,3 +180,41 @@ def test_both_orders_of_space_to_depth(mode: str) -> None:
     made = ReferenceEvaluator(moved).run(None, {"a": labels})[0]
     for channel, source in enumerate(made[0, :, 0, 0]):
         assert together(g, f"b.1[{channel}]", f"a.1[{int(source)}]")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_group_norm_of_one_group_as_torch_writes_it(cut: bool) -> None:
+    """[N, C, H, W] -> [N, 1, C * H * W], normalised as one instance: all channels together, like a layer normalisation."""
+    nodes = [("Reshape", "a one", "r"), ("InstanceNormalization", "r s z", "n"), ("Shape", "a", "sh"), ("Reshape", "n sh", "m")]
+    nodes += [("Mul", "m g", "b"), LAST]
+    weights = {"one": ints(0, 1, -1), "s": np.ones(1, np.float32), "z": np.zeros(1, np.float32), "g": w(8, 1, 1)}
+    g = build(nodes, {**weights, "wl": w(4, 8, 1, 1)})
+    assert why(g, "a") == "InstanceNormalization 'n' normalises over it"
+    assert {x.remedy for x in g.groups if x.frozen and "normalises" in str(x.reason)} == {"--allow-approximate"}
+    if cut:
+        found = group(g.net, approximate=True)
+        assert [x.size for x in found.prunable] == [8] and not found.prunable[0].exact
+        pruned = surgery(found, Plan({found.prunable[0].id: Kept(8, np.array([1, 4, 6]))}))
+        assert runtime.run(runtime.session(pruned), g.net.feeds)[0].shape == (1, 4, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([("ReduceMean", "a", "m", {"axes": [1]}), ("Sub", "a m", "b")], "takes the mean over it for a layer normalisation"),
+        (
+            [
+                ("Mul", "a a", "q"),
+                ("ReduceMean", "q", "m", {"axes": [1]}),
+                ("Add", "m e", "v"),
+                ("Sqrt", "v", "r"),
+                ("Div", "a r", "b"),
+            ],
+            "takes the mean square over it for a layer normalisation",
+        ),
+        ([("ReduceMean", "a", "m", {"axes": [1]}), ("Add", "a m", "b")], "sums over it without weights"),
+    ],
+)
+def test_the_reason_says_that_it_is_a_layer_normalisation(nodes: list[Any], words: str) -> None:
+    g = build([*nodes, LAST], {"e": np.float32(1e-5), "wl": w(4, 8, 1, 1)}, opset=17)
+    assert why(g, "a") == f"ReduceMean 'm' {words}"

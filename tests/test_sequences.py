@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from axes import prunable, together, why
+from axes import owner, prunable, together, why
 from single import build, cut, holds, ints, operand, seeded, w
 
 __all__ = ["seeded"]  # every test draws the same weights
@@ -42,6 +42,15 @@ def test_parts_of_a_split(lengths: Any, starts: list[int], opset: int) -> None:
     pruned = cut(g, "a.1", [0, 7])
     sizes = [end - start for start, end in zip(starts, ends, strict=True)]
     assert operand(pruned, "s", 1) == [sizes[0] - 1, *sizes[1:-1], sizes[-1] - 1]
+    holds(g)
+
+
+def test_a_part_of_one_position_that_is_taken_keeps_it() -> None:
+    nodes = [("SplitToSequence", "a n", "s", {"axis": 1}), ("SequenceAt", "s i0", "p"), ("Conv", "p wl", "y")]
+    g = build(nodes, {**PLACES, "n": ints(1, 7), "wl": w(4, 1, 1, 1)})
+    frozen, channel = owner(g, "a.1[0]")
+    assert (frozen.size, channel) == (1, 0) and str(frozen.reason).startswith("SequenceAt 'p' ties it")
+    assert prunable(g, "a") == 7
     holds(g)
 
 

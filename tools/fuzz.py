@@ -6,9 +6,10 @@
 
 Wrong is: an error or exception, a pruned model that fails to load or run, that the checker refuses, that changes an
 output's shape or type, that differs from the masked original by more than 1e-4 of an output's range (1e-2 where tensors
-are in half precision, 5e-2 where groups are flagged as rounding to 8 bits), or whose size is not the predicted one. Every
-graph follows from its number alone. A finding is made small; --save writes it as FOLDER/SEED.onnx with its inputs and a
-note. Exit code 1 when anything was found.
+are in half precision, 5e-2 where groups are flagged as rounding to 8 bits), or whose size is not the predicted one. Of
+cuts that --allow-approximate makes only the values may differ. Every graph follows from its number alone, as long as the
+makers of operators stay what they are. A finding is made small; --save writes it as FOLDER/SEED.onnx with its inputs and
+a note. Exit code 1 when anything was found.
 """
 
 from __future__ import annotations

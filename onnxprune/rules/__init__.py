@@ -15,6 +15,7 @@ from onnxprune.rules import (
     einsum,
     elementwise,
     indexing,
+    interpolate,
     linear,
     movement,
     norm,
@@ -27,10 +28,8 @@ from onnxprune.rules import (
 from onnxprune.rules.base import (
     OFFSET,
     Approximate,
-    Become,
     Consumer,
     Contracts,
-    Edit,
     Fact,
     Fresh,
     Layer,
@@ -42,14 +41,13 @@ from onnxprune.rules.base import (
     Rounds,
     Rule,
     RuleTable,
-    SetAttr,
-    SetConst,
-    SetInput,
     Steps,
     View,
+    Way,
     Ways,
     table,
 )
+from onnxprune.rules.edits import Become, Edit, SetAttr, SetConst, SetEntries, SetInput
 
 MICROSOFT = "com.microsoft"
 CLASSICAL = "ai.onnx.ml"
@@ -80,7 +78,7 @@ FAMILIES: Mapping[str, RuleTable] = {
         **table(contrib.NORM, contrib_quantized.NORM, domain=MICROSOFT),
         **table(classical.NORM, domain=CLASSICAL),
     },
-    "sampling or transform of space": {**table(spatial.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
+    "sampling or transform of space": {**table(spatial.RULES, interpolate.RULES), **table(spatial.CONTRIB, domain=MICROSOFT)},
     "data movement": {
         **table(movement.RULES, indexing.RULES, reshape.RULES, sequences.RULES),
         **table(contrib.MOVEMENT, contrib_quantized.MOVEMENT, indexing.CONTRIB, domain=MICROSOFT),
@@ -115,9 +113,11 @@ __all__ = [
     "RuleTable",
     "SetAttr",
     "SetConst",
+    "SetEntries",
     "SetInput",
     "Steps",
     "View",
+    "Way",
     "Ways",
     "table",
 ]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.channels import Dim, Freeze, Tie
-from onnxprune.rules.base import Contracts, Edit, Fact, Layer, Resize, Rule, SetAttr, View
+from onnxprune.rules.base import Contracts, Fact, Layer, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetAttr
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.channels import Dim, Freeze, Index, Tie
+from onnxprune.entries import Entry
 from onnxprune.graph import Array, Network
-from onnxprune.symbolic import Entry, Symbols
+from onnxprune.rules.edits import Edit
+from onnxprune.symbolic import Symbols
 
 OFFSET = "has a weight with a zero point other than 0: slices of that silence it, not of zeros"
 
@@ -87,10 +89,14 @@ class Offset:
 
 @dataclass(frozen=True)
 class Ways:
-    """The node can follow the channels in `count` ways, of which it took number `View.way`."""
+    """The node can follow the channels along one of `count` pairs of axes, of which it took the one that `View.way` says."""
 
     count: int
 
+
+Way: TypeAlias = Literal["most", "next", "outer", "heads", "places"]
+"""Which axis to follow: the one that leaves most channels, or second most, or the outermost; or as if the last two were heads
+and places in them."""
 
 Fact: TypeAlias = Tie | Freeze | Consumer | Contracts | Approximate | Rounds | Offset | Reads | Fresh | MustEqual | Ways
 
@@ -151,54 +157,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class SetAttr:
-    """Surgery sets an attribute of the node."""
-
-    name: str
-    value: Any
-
-
-@dataclass(frozen=True)
-class SetInput:
-    """Surgery gives the node's input `position` this constant."""
-
-    position: int
-    value: Array
-
-
-@dataclass(frozen=True)
-class SetConst:
-    """Surgery changes one element of a constant that reaches the node through shape arithmetic, for one use of it only.
-
-    source: the constant and the flat index in it. use: the (node, input position) that reads it.
-    """
-
-    source: tuple[str, int]
-    use: tuple[int, int]
-    value: int
-
-
-@dataclass(frozen=True)
-class Become:
-    """Surgery turns the node into another operator with the same first input and output, new constants and attributes."""
-
-    op: str
-    constants: tuple[Array, ...]
-    attributes: Mapping[str, Any]
-
-
-Edit: TypeAlias = SetAttr | SetInput | SetConst | Become
-
-
-@dataclass(frozen=True)
 class View:
-    """One node as its rule sees it. Axes may be negative; all shapes are the concrete ones of the probe run."""
+    """One node as its rule sees it. Axes may be negative; all shapes are the concrete ones of the probe run.
+
+    classes: for an input's axis the number of the class that each position lies in, if positions are known to live and die
+    together there (because axes were merged into it); None where each is by itself as far as is known.
+    """
 
     net: Network
     symbols: Symbols
     index: int
     live: Callable[[Dim], bool]
-    way: int = 0
+    way: Way = "most"
+    classes: Callable[[Dim], Index | None] = lambda _: None
 
     def live_axes(self, i: int) -> set[int]:
         """The axes of input `i` that channels have reached so far; the nodes before this one have been seen."""
@@ -256,6 +227,14 @@ class View:
     def value(self, i: int) -> Array | None:
         """Value of input `i` when it is computed from constants alone, else None."""
         return self.net.array(self.name(i)) if self.has(i) and self.fixed(i) else None
+
+    def settled(self, i: int) -> bool:
+        """Whether the integers of input `i` are the same in every run: constant, or made of the sizes of steady axes alone."""
+        if self.fixed(i):
+            return True
+        entries = self.symbols.of(self.name(i))
+        known = entries is not None and not self.symbols.partly(self.name(i)) and self.name(i) in self.net.values
+        return known and all(self.net.steady(d.tensor, d.axis) for d in self.symbols.sizes_in(self.name(i)))
 
     def ints(self, i: int, attr: str = "") -> list[int] | None:
         """Integers from attribute `attr` or else from constant input `i`; None when absent or not constant."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.channels import Tie
-from onnxprune.rules.base import Approximate, Edit, Fact, Resize, Rule, SetAttr, SetInput, View
+from onnxprune.rules.base import Approximate, Fact, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetAttr, SetInput
 from onnxprune.rules.elementwise import unary
 from onnxprune.rules.norm import same_axes
 

@@ -26,8 +26,11 @@ def gelu(view: View) -> Iterator[Fact]:
 
 
 def attention_gate(view: View) -> Iterator[Fact]:
-    """decay = scale * softplus(a + bias) and beta = sigmoid(b): inputs a, bias, scale, b."""
+    """decay = scale * softplus(a + bias) and beta = sigmoid(b): inputs a, bias, scale, b. a and b have one shape."""
     yield from elementwise.broadcast(view, [0, 1, 2])
+    for axis, size in enumerate(view.shape(0)):
+        if size > 1 and view.has(3):
+            yield Tie(view.x(0, axis), view.x(3, axis))
     if has_output(view, 1):
         yield from elementwise.broadcast(view, [3], 1)
 

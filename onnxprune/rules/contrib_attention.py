@@ -17,7 +17,8 @@ from onnxprune.rules.attention import (
     rotary_fixup,
     together,
 )
-from onnxprune.rules.base import Consumer, Edit, Fact, Layer, Resize, Rule, SetAttr, View
+from onnxprune.rules.base import Consumer, Fact, Layer, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetAttr
 
 
 def _blocks(view: View, i: int, axis: int, counts: list[int], widths: list[int]) -> list[Heads]:

@@ -11,7 +11,8 @@ import numpy as np
 from onnxprune.channels import Freeze, Tie
 from onnxprune.rules import conv, elementwise, movement, norm, quantized, recurrent
 from onnxprune.rules import linear as products
-from onnxprune.rules.base import Consumer, Edit, Fact, Layer, Packed, Resize, Rounds, Rule, SetAttr, View
+from onnxprune.rules.base import Consumer, Fact, Layer, Packed, Resize, Rounds, Rule, View
+from onnxprune.rules.edits import Edit, SetAttr
 from onnxprune.rules.quantized import at_most_vectors, constant, follow, ranged, silenced, steps, whole
 
 # ------------------------------------------------------------------------------------- element by element, and movement

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.channels import Dim, Index, Tie
-from onnxprune.rules.base import Consumer, Edit, Fact, Layer, Resize, Rule, SetAttr, View, blocks
+from onnxprune.rules.base import Consumer, Fact, Layer, Resize, Rule, View, blocks
+from onnxprune.rules.edits import Edit, SetAttr
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def _ties(view: View, w_out: Dim, w_in: Dim, form: Form) -> Iterator[Fact]:
     x, y = view.x(0, form.axis), view.y(form.axis)
     if view.has(form.bias):
         yield Tie(y, view.x(form.bias, 0))
+    if _batched(view):
+        yield Tie(view.x(0, 0), view.y(0))
     if groups == 1:
         yield Tie(x, w_in)
         yield Tie(y, w_out)
@@ -66,6 +69,11 @@ def _ties(view: View, w_out: Dim, w_in: Dim, form: Form) -> Iterator[Fact]:
     same = np.tile(np.arange((c if transposed else m) // groups), groups)  # position in the first group
     yield Tie(long_axis, long_axis, np.arange(len(same)), same)
     yield Consumer(w_in)
+
+
+def _batched(view: View) -> bool:
+    """Whether heads may lie on the batch axis, folded into it, each with a picture of its own."""
+    return view.op in ("Conv", "ConvTranspose") and view.shape(0)[0] > 1
 
 
 def _star(c: int, m: int, groups: int) -> tuple[Index, Index]:
@@ -94,7 +102,9 @@ def layers(view: View, form: Form = PLAIN) -> list[Layer]:
     whole = groups > 1 and by_whole_groups(view, form)
     long, short = (w_in, w_out) if transposed else (w_out, w_in)
     factor = positions * taps * (w_shape[short.axis] if whole else 1)
-    dims = (long,) if whole else (w_in, w_out)
+    dims: tuple[Dim, ...] = (long,) if whole else (w_in, w_out)
+    if _batched(view):
+        factor, dims = factor // over[0], (*dims, view.y(0))
     x, y, summed = view.x(0, form.axis), view.y(form.axis), None if whole else w_in
     return [Layer(view.index, view.label, view.op, x, summed, y, factor, dims, view.name(form.w))]
 

@@ -47,14 +47,21 @@ def parse(text: str, ranks: Sequence[int]) -> Equation:
 
 
 def _product(a: int, b: int, attrs: dict[str, int]) -> Equation:
-    """A matrix product of operands of ranks a and b; FusedMatMul may transpose either, or move its first axis inwards."""
-    operands = []
+    """A matrix product of operands of ranks a and b; FusedMatMul may transpose either, or move its first axis inwards.
+
+    A vector has only the axis that is summed over.
+    """
+    operands: list[Labels] = []
     for rank, last, key in ((a, ("m", "k"), "A"), (b, ("k", "n"), "B")):
+        if rank == 1:
+            operands.append(("k",))
+            continue
         batch = tuple(f"...{rank - 2 - i}" for i in range(rank - 2))
         pair = last[::-1] if attrs.get(f"trans{key}", 0) else last
         moved = attrs.get(f"transBatch{key}", 0) and rank > 2
         operands.append((pair[0], *batch, pair[1]) if moved else (*batch, *pair))
-    return Equation((operands[0], operands[1]), (*(f"...{i}" for i in range(max(a, b) - 2, 0, -1)), "m", "n"))
+    free = [label for label, rank in (("m", a), ("n", b)) if rank > 1]
+    return Equation((operands[0], operands[1]), (*(f"...{i}" for i in range(max(a, b) - 2, 0, -1)), *free))
 
 
 def equation(net: Network, index: int) -> Equation:
@@ -65,16 +72,19 @@ def equation(net: Network, index: int) -> Equation:
 
 
 class _Axes:
-    """Where every label stands. An axis of size 1 is stretched: it is no place of its label."""
+    """Where every label stands. An axis of size 1 that is stretched is no place of its label."""
 
     def __init__(self, view: View) -> None:
         self.view = view
         self.eq = equation(view.net, view.index)
         self.places: dict[str, list[tuple[int, int]]] = {}
-        for i, labels in enumerate(self.eq.operands):
-            for axis, label in enumerate(labels):
-                if view.shape(i)[axis] > 1:
-                    self.places.setdefault(label, []).append((i, axis))
+        at = [(label, i, axis) for i, labels in enumerate(self.eq.operands) for axis, label in enumerate(labels)]
+        size: dict[str, int] = {}
+        for label, i, axis in at:
+            size[label] = max(size.get(label, 1), view.shape(i)[axis])
+        for label, i, axis in at:
+            if view.shape(i)[axis] == size[label]:
+                self.places.setdefault(label, []).append((i, axis))
 
     def dims(self, label: str) -> list[Dim]:
         return [self.view.x(i, axis) for i, axis in self.places.get(label, [])]
@@ -86,19 +96,26 @@ class _Axes:
 
     @property
     def weight(self) -> int | None:
-        """Which of the two operands is a weight; None where both are activations."""
-        return next((i for i in (0, 1) if self.view.fixed(i)), None)
+        """Which of the two operands is a weight, the second where both are; None where both are activations."""
+        return next((i for i in (1, 0) if self.view.fixed(i)), None)
+
+    @property
+    def constant(self) -> bool:
+        """Whether two constants are multiplied: no weight of a layer is there to be zeroed."""
+        return self.view.fixed(0) and self.view.fixed(1)
 
     @property
     def summed(self) -> list[str]:
-        """The labels over which two operands, not both of them constant, are contracted."""
-        if len(self.eq.operands) != 2 or (self.view.fixed(0) and self.view.fixed(1)):
+        """The labels over which two operands are contracted."""
+        if len(self.eq.operands) != 2:
             return []
         return [x for x, at in self.places.items() if len(at) == 2 and x not in self.eq.out and not self.repeated(x)]
 
 
 def ties(view: View) -> Iterator[Fact]:
     """Labels of the output are handed on; those that two operands are contracted over are tied; the rest is frozen."""
+    if view.op != "Einsum" and view.attr("transA", 0) and len(view.shape(1)) == 1 < len(view.shape(0)):
+        return  # ONNX Runtime (1.31) then reads the matrix as if it were not transposed, in the other shape
     axes = _Axes(view)
     for label in axes.places:
         dims = axes.dims(label)
@@ -106,7 +123,7 @@ def ties(view: View) -> Iterator[Fact]:
             yield from (Freeze(d, f"{view} takes a diagonal of it") for d in dims)
         elif label in axes.eq.out:
             yield from (Tie(d, view.y(axes.eq.out.index(label))) for d in dims)
-        elif label in axes.summed:
+        elif label in axes.summed and not axes.constant:
             yield Tie(dims[0], dims[1])
             yield Contracts((dims[0], dims[1])) if axes.weight is None else Consumer(dims[axes.weight])
         else:
@@ -132,7 +149,7 @@ def layers(view: View) -> list[Layer]:
     second = 1 if axes.weight is None else axes.weight
     made = [x for x in axes.eq.out if x in axes.eq.operands[second] and x not in axes.eq.operands[1 - second]]
     out = view.y(axes.eq.out.index(made[-1])) if made else view.y(-1)
-    every = tuple(axes.dims(label)[0] for label in axes.places)
+    every = tuple(d for label in axes.places if view.net.shapes[(d := axes.dims(label)[0]).tensor][d.axis] > 1)
     for label in axes.summed:
         place = dict(axes.places[label])
         name = view.label if len(axes.summed) == 1 else f"{view.label} ({label})"

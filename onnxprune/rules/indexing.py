@@ -8,7 +8,8 @@ import numpy as np
 
 from onnxprune.channels import Freeze, Tie
 from onnxprune.graph import Array
-from onnxprune.rules.base import Edit, Fact, Resize, Rule, SetInput, View
+from onnxprune.rules.base import Fact, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetInput
 
 RUN_TIME = "export with constant indices"
 

@@ -26,13 +26,26 @@ PLAIN = Form()
 def _contraction(view: View, a: Dim, b: Dim, form: Form) -> Iterator[Fact]:
     """Sums over `a` of factor A and `b` of factor B."""
     yield Tie(a, b)
-    if view.fixed(form.a) and view.fixed(form.b):
+    if view.fixed(form.a) and view.fixed(form.b) and not _only_a_weight(view, form.b):
         why = f"{view} multiplies two constants: no weight to zero along the summed axis"
         yield Freeze(a, why, remedy="fold constants (onnxsim does)")
     elif view.fixed(form.a) or view.fixed(form.b):
-        yield Consumer(a if view.fixed(form.a) else b)
+        yield Consumer(b if view.fixed(form.b) else a)
     else:
         yield Contracts((a, b))
+
+
+def _only_a_weight(view: View, i: int) -> bool:
+    """Whether a constant is read by such products alone, all of which sum over the same axis of it.
+
+    Then it is a weight, even if what it is multiplied with is a constant too (a first state, embeddings of positions).
+    """
+    net, name = view.net, view.name(i)
+    alike = all(
+        (net.nodes[index].op, position, net.nodes[index].attrs) == (view.op, i, view.node.attrs)
+        for index, position in net.uses[name]
+    )
+    return alike and name in net.initializers and name not in net.read_elsewhere
 
 
 def _gemm_axes(view: View) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -83,7 +96,7 @@ def matmul_ties(view: View, form: Form = PLAIN) -> Iterator[Fact]:
     yield Tie(view.x(form.a, -2), view.y(-2))
     yield Tie(view.x(form.b, -1), view.y(-1))
     for i, shape in ((form.a, a), (form.b, b)):
-        if view.fixed(i) and int(np.prod(shape[:-2])) > 1:
+        if i == _weight(view, form) and int(np.prod(shape[:-2])) > 1:
             yield Freeze(view.x(i, -1 if i == form.a else -2), f"{view} has a weight of its own for every batch entry")
         for axis, size in enumerate(shape[:-2]):
             if size > 1:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxprune.channels import Freeze, Index, Tie
-from onnxprune.rules.base import Become, Edit, Fact, Reads, Resize, Rule, SetAttr, SetInput, View
+from onnxprune.rules.base import Fact, Reads, Resize, Rule, View
+from onnxprune.rules.edits import Become, Edit, SetAttr, SetInput
 from onnxprune.symbolic import python_slice, slice_bounds
 
 
@@ -45,7 +46,7 @@ def split(view: View) -> Iterator[Fact]:
         yield from _pass_axes(view, [axis], o)
         yield Tie(view.x(0, axis), view.y(axis, o), np.arange(start, start + size), None)
         start += size
-    if view.has(1) and not view.fixed(1):
+    if view.has(1) and not view.settled(1):
         yield Freeze(view.x(0, axis), f"{view} computes its sizes at run time")
 
 
@@ -66,7 +67,7 @@ def slice_(view: View) -> Iterator[Fact]:
     bounds = slice_bounds(view.net, view.index)
     if bounds is None:
         return
-    known = all(view.fixed(i) for i in range(1, view.count) if view.has(i))
+    known = all(view.settled(i) for i in range(1, view.count) if view.has(i))
     sliced = {axis: python_slice(start, end, step, view.shape(0)[axis]) for start, end, axis, step in bounds}
     for axis, size in enumerate(view.shape(0)):
         every = np.arange(size)
@@ -203,9 +204,11 @@ def pad_fixup(view: View, resize: Resize) -> Iterator[Edit]:
         return
     new = []
     for axis, (before, after) in enumerate(amounts):
-        size = view.shape(0)[axis]
+        if not resize.touches(view.y(axis)):  # it may be cropped, by amounts below 0
+            new.append((before, after))
+            continue
         kept = resize.kept(view.y(axis)) if before or after else np.empty(0, np.int64)
-        new.append((int(np.sum(kept < before)), int(np.sum(kept >= before + size))))
+        new.append((int(np.sum(kept < before)), int(np.sum(kept >= before + view.shape(0)[axis]))))
     flat = [b for b, _ in new] + [a for _, a in new]
     yield SetAttr("pads", flat) if "pads" in view.node.attrs else SetInput(1, np.array(flat, np.int64))
 

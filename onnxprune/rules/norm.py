@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.channels import Freeze, Tie
-from onnxprune.rules.base import Approximate, Edit, Fact, Resize, Rule, SetAttr, View
+from onnxprune.rules.base import Approximate, Fact, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetAttr
 
 POOLS = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool"]
 REDUCTIONS = [
@@ -40,21 +41,27 @@ def crossing(view: View, axes: set[int], what: str) -> Iterator[Fact]:
 
 
 def batch_norm(view: View) -> Iterator[Fact]:
-    """Scale, bias, mean and variance [C] follow axis 1. Statistics of a training-mode node depend on the batch alone."""
-    for axis in (0, 1):
+    """Scale, bias, mean and variance [C] follow axis 1. In training mode the statistics are taken over the other axes."""
+    training = view.attr("training_mode", 0) or sum(bool(o.name) for o in view.node.outputs) > 1
+    for axis in range(len(view.shape(0))):
         if view.shape(0)[axis] > 1:
             yield Tie(view.x(0, axis), view.y(axis))
-    for spatial in range(2, len(view.shape(0))):
-        yield Tie(view.x(0, spatial), view.y(spatial))
+        if training and axis != 1:
+            yield Approximate(view.x(0, axis), f"{view} runs in training mode: it takes statistics over it")
     for i in range(1, 5):
         yield Tie(view.y(1), view.x(i, 0))
-    if view.attr("training_mode", 0) or sum(bool(o.name) for o in view.node.outputs) > 1:
-        yield Freeze(view.y(1), f"{view} runs in training mode")
+    for o in range(1, len(view.node.outputs)):
+        if view.node.outputs[o].name:
+            yield Tie(view.y(1), view.y(0, o))
 
 
 def instance_norm(view: View) -> Iterator[Fact]:
-    """Every channel is normalised over its own positions."""
+    """Every channel is normalised over its own positions. Reshaped, those may be channels: a group norm of one group."""
     yield Tie(view.x(0, 1), view.y(1))
+    for axis in range(2, len(view.shape(0))):
+        if view.shape(0)[axis] > 1:
+            yield Tie(view.x(0, axis), view.y(axis))
+        yield Approximate(view.x(0, axis), f"{view} normalises over it")
     for i in (1, 2):
         yield Tie(view.y(1), view.x(i, 0))
 
@@ -119,12 +126,32 @@ def reduction(view: View) -> Iterator[Fact]:
     out = 0
     for axis, size in enumerate(view.shape(0)):
         if axis in axes:
-            yield Approximate(view.x(0, axis), f"{view} sums over it without weights")
+            yield Approximate(view.x(0, axis), f"{view} {_purpose(view)}")
             out += keep
         else:
             if size > 1:
                 yield Tie(view.x(0, axis), view.y(out))
             out += 1
+
+
+def _purpose(view: View) -> str:
+    """What a reduction does to the axes that it removes, in the words of a layer normalisation where it is a part of one."""
+    read, made = view.name(0), view.node.outputs[0].name
+    if view.op == "ReduceMean" and not view.fixed(0):
+        for i, _ in view.net.uses.get(made, []):
+            if view.net.nodes[i].op == "Sub" and view.net.nodes[i].inputs[0].name == read:
+                return "takes the mean over it for a layer normalisation"
+        maker = view.net.nodes[view.net.producer[read]] if read in view.net.producer else None
+        squares = maker is not None and (maker.op == "Pow" or (maker.op == "Mul" and len({t.name for t in maker.inputs}) == 1))
+        if squares and _rooted(view, made):
+            return "takes the mean square over it for a layer normalisation"
+    return "sums over it without weights"
+
+
+def _rooted(view: View, name: str) -> bool:
+    """Whether a root of a tensor is taken, after a constant is added to it."""
+    ops = {view.net.nodes[i].op: view.net.nodes[i] for i, _ in view.net.uses.get(name, [])}
+    return "Sqrt" in ops or ("Add" in ops and _rooted(view, ops["Add"].outputs[0].name))
 
 
 def softmax(view: View) -> Iterator[Fact]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.channels import Dim, Tie
-from onnxprune.rules.base import Consumer, Edit, Fact, Layer, Resize, Rule, SetAttr, View
+from onnxprune.rules.base import Consumer, Fact, Layer, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetAttr
 
 OPERATORS = ["LSTM", "GRU", "RNN"]
 PEEPHOLES = 3

@@ -1,18 +1,20 @@
-"""Operators that change how axes are cut up: Reshape, Flatten, Squeeze, Unsqueeze, Expand, Tile, Resize."""
+"""Operators that change how axes are cut up: Reshape, Flatten, Squeeze, Unsqueeze, Expand, Tile."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from onnxprune.channels import Dim, Freeze, Index, Tie
+from onnxprune.channels import Dim, Freeze, Index, Tie, joined
+from onnxprune.entries import Const, Entry, Size, Unknown, evaluate, sizes
 from onnxprune.graph import Network
-from onnxprune.rules.base import Edit, Fact, Fresh, MustEqual, Resize, Rule, SetAttr, SetConst, SetInput, View, Ways, splittable
-from onnxprune.symbolic import MOVES, Const, Size, Unknown
+from onnxprune.rules.base import Fact, Fresh, MustEqual, Resize, Rule, View, Way, Ways, splittable
+from onnxprune.rules.edits import Edit, SetAttr, SetConst, SetEntries, SetInput
 
 # Operators whose rule looks after a shape operand, and where: it says what each entry must equal. Anywhere else a size is
 # a number.
@@ -67,7 +69,8 @@ def pairs(before: Sequence[int], a: int, after: Sequence[int], b: int) -> tuple[
     return code // after[b], code % after[b]
 
 
-def units(before: Sequence[int], a: int, after: Sequence[int], b: int) -> int:
+@lru_cache(maxsize=4096)
+def units(before: tuple[int, ...], a: int, after: tuple[int, ...], b: int) -> int:
     """How many channels the `pairs` of these axes leave, without enumerating them.
 
     While the axis of the larger stride stands at one position, the other runs through a row of neighbours: what counts is
@@ -102,14 +105,29 @@ def reshape_ties(view: View) -> Iterator[Fact]:
         size = int(np.prod([before[i] for i in left]))
         if size > MAX_BLOCK:
             continue
-        merged, split = [before[i] for i in left], [after[i] for i in right]
+        merged, split = tuple(before[i] for i in left), tuple(after[i] for i in right)
         choices = [(i, k) for i, axis in enumerate(left) if axis in live for k in range(len(right))]
-        counts = {(i, k): units(merged, i, split, k) for i, k in choices}
+        counts = {(i, k): _left(view, left[i], (merged, i, split, k)) for i, k in choices}
         ways = sorted((way for way in choices if counts[way] > 1), key=lambda way: -counts[way])
         if ways:
             yield Ways(len(ways))
-            i, k = ways[view.way % len(ways)]
+            i, k = _chosen(ways, view.way)
             yield Tie(view.x(0, left[i]), view.y(right[k]), *pairs(merged, i, split, k))
+
+
+def _left(view: View, axis: int, ends: tuple[tuple[int, ...], int, tuple[int, ...], int]) -> int:
+    """How many channels a pair of axes leaves, with what is known to fall together on `axis` of the input."""
+    labels = view.classes(view.x(0, axis))
+    if labels is None:
+        return units(*ends)
+    return int(joined(labels, *pairs(*ends), ends[2][ends[3]]).max()) + 1
+
+
+def _chosen(ways: Sequence[tuple[int, int]], way: Way) -> tuple[int, int]:
+    """One of the pairs of axes, of which the first leaves most channels."""
+    by_axis = sorted(ways)
+    places = {"most": ways[0], "next": ways[1 % len(ways)], "outer": by_axis[0], "places": by_axis[-1]}
+    return by_axis[-2 % len(ways)] if way == "heads" else places[way]
 
 
 # --------------------------------------------------------------------------------- shape operands that count channels
@@ -132,9 +150,9 @@ def _meant(view: View, entry: Const) -> list[Dim] | None:
             node, out = net.nodes[index], net.nodes[index].outputs[0].name
             if node.op in MEASURED and SHAPE_OPERANDS[node.op] == position and not node.domain and out in net.shapes:
                 found += [Dim(out, axis) for axis, hit in zip(_measured(net, index), here, strict=True) if hit]
-            elif node.op in MOVES and (position == 0 or node.op == "Concat") and out in view.symbols.entries:
+            elif view.symbols.hands_on(index, position):
                 names.append(out)
-            else:
+            elif not view.symbols.indifferent(index):
                 return None
     return found
 
@@ -154,33 +172,59 @@ def operand_facts(view: View, position: int, axes: Sequence[int]) -> Iterator[Fa
         return  # rewritten as a whole by `operand_edits`
     entries = view.symbols.of(view.name(position))
     for k, axis in enumerate(axes):
-        entry = None if entries is None else entries[k]
-        if isinstance(entry, Const):
-            if entry.value == 0 and view.op == "Reshape":
-                yield MustEqual(view.y(axis), Size(view.x(0, axis)))
-            elif entry.value > 0:
-                meant = _meant(view, entry)
-                if meant is None:
-                    yield Freeze(view.y(axis), f"{view} takes its size from a constant that other nodes use too")
-                yield from (MustEqual(view.y(axis), Size(dim)) for dim in meant or [])
-        elif entry is None or isinstance(entry, Unknown):
+        entry = None if entries is None else _meaning(view, entries[k], axis)
+        if entry is None or isinstance(entry, Unknown):
             yield Freeze(view.y(axis), f"{view} computes its size at run time")
+        elif _writable(view, entry, axis) or (isinstance(entry, Const) and entry.value < 0):
+            continue
+        elif isinstance(entry, Const):
+            meant = _meant(view, entry)
+            if meant is None:
+                yield Freeze(view.y(axis), f"{view} takes its size from a constant that other nodes use too")
+            yield from (MustEqual(view.y(axis), Size(dim)) for dim in meant or [])
         else:
             yield MustEqual(view.y(axis), entry)
 
 
+def _meaning(view: View, entry: Entry, axis: int) -> Entry:
+    """What an entry says of output axis `axis`: 0 in a Reshape is the size of that axis of the input."""
+    copied = isinstance(entry, Const) and entry.value == 0 and view.op == "Reshape" and not view.attr("allowzero", 0)
+    return Size(view.x(0, axis)) if copied else entry
+
+
+def _writable(view: View, entry: Entry, axis: int) -> bool:
+    """Whether surgery may write a number for an entry that comes out wrong after a cut: it is the same in every run."""
+    if isinstance(entry, Const) and entry.value < 0:
+        return False
+    return all(view.net.steady(d.tensor, d.axis) for d in (view.y(axis), *sizes(entry)))
+
+
 def operand_edits(view: View, resize: Resize, position: int, axes: Sequence[int]) -> Iterator[Edit]:
-    """Writes the new sizes into the shape operand at input `position`."""
+    """Writes the new sizes into the shape operand at input `position`; what is computed and comes out right stays so."""
     old = view.value(position)
     if old is not None:
         new = [_entry(view, resize, int(v), axis) for v, axis in zip(old.ravel(), axes, strict=True)]
         if new != [int(v) for v in old.ravel()]:
             yield SetInput(position, np.array(new, old.dtype).reshape(old.shape))
         return
-    entries = view.symbols.of(view.name(position))
-    for entry, axis in zip(entries or [], axes, strict=False):
-        if isinstance(entry, Const) and entry.source and entry.use and entry.value > 0 and resize.touches(view.y(axis)):
-            yield SetConst(entry.source, entry.use, resize.size(view.y(axis)))
+    wrong: dict[int, int] = {}
+    for k, (given, axis) in enumerate(zip(view.symbols.of(view.name(position)) or [], axes, strict=False)):
+        entry, size = _meaning(view, given, axis), resize.size(view.y(axis))
+        stretched = view.op == "Expand" and isinstance(entry, Const) and entry.value == 1
+        if isinstance(entry, Unknown) or stretched or evaluate(entry, resize.size) in (size, -1):
+            continue
+        if isinstance(entry, Const) and entry.source and entry.use and _agreed(view, resize, entry, size):
+            yield SetConst(entry.source, entry.use, size)
+        else:
+            wrong[k] = size
+    if wrong:
+        yield SetEntries(position, wrong)
+
+
+def _agreed(view: View, resize: Resize, entry: Const, size: int) -> bool:
+    """Whether all axes whose sizes a constant says have the same size after the cut."""
+    meant = _meant(view, entry)
+    return meant is not None and all(resize.size(dim) == size for dim in meant)
 
 
 def _entry(view: View, resize: Resize, value: int, axis: int) -> int:
@@ -224,9 +268,9 @@ def _filled(view: View, position: int, axes: Sequence[int], made: Sequence[int])
     for entry, axis in zip(entries, axes, strict=False):
         if axis not in made or view.out_shape()[axis] < 2:
             continue
-        if isinstance(entry, Size) and not splittable(view.net, entry.dim.tensor):
+        if isinstance(entry, Size) and view.live(entry.dim) and not splittable(view.net, entry.dim.tensor):
             yield Tie(entry.dim, view.y(axis))
-        elif view.fixed(position) or (isinstance(entry, Const) and _meant(view, entry)):
+        elif view.fixed(position) or _writable(view, entry, axis) or (isinstance(entry, Const) and _meant(view, entry)):
             yield Fresh(view.y(axis))
     yield from operand_facts(view, position, axes)
 
@@ -261,79 +305,6 @@ def squeeze_ties(view: View) -> Iterator[Fact]:
             yield Freeze(view.x(0, axis), f"{view} names no axes: it would drop an axis cut to one position")
 
 
-# ------------------------------------------------------------------------------------------------------ interpolation
-
-
-def _sizes_input(view: View) -> int | None:
-    return 3 if view.op == "Resize" and view.has(3) else None
-
-
-def _resized_axes(view: View) -> list[int]:
-    rank = len(view.shape(0))
-    return [a % rank for a in view.attr("axes", range(rank))]
-
-
-def _scale(view: View, axis: int) -> float | None:
-    """By what an axis is scaled; None when that is computed at run time."""
-    if axis not in _resized_axes(view):
-        return 1.0
-    place = _resized_axes(view).index(axis)
-    if "scales" in view.node.attrs:
-        return float(view.attr("scales")[place])
-    position = 1 if view.count < 3 else 2
-    if view.has(position) and view.shape(position) != (0,):
-        return _number(view.net, view.name(position), place)
-    return view.out_shape()[axis] / view.shape(0)[axis]
-
-
-def _number(net: Network, name: str, place: int) -> float | None:
-    """An entry of a vector that is constant, or joined of parts of which that one is constant, cast or not."""
-    value = net.array(name) if name in net.fixed else None
-    if value is not None:
-        return float(value.ravel()[place])
-    maker = net.nodes[net.producer[name]] if name in net.producer else None
-    if maker is not None and maker.op in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
-        return _number(net, maker.inputs[0].name, place)
-    if maker is None or maker.op != "Concat":
-        return None
-    for part in maker.inputs:
-        length = net.shapes[part.name][0]
-        if place < length:
-            return _number(net, part.name, place)
-        place -= length
-    return None
-
-
-def _whole(view: View, axis: int) -> bool:
-    """Whether an axis comes out as it went in: neither scaled nor cropped, whatever the other axes do."""
-    if _scale(view, axis) != 1.0 or view.out_shape()[axis] != view.shape(0)[axis]:
-        return False
-    if axis not in _resized_axes(view):
-        return True
-    if view.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize":
-        region = view.value(1) if view.has(1) else None
-        place, count = _resized_axes(view).index(axis), len(_resized_axes(view))
-        return region is not None and float(region[place]) == 0.0 and float(region[count + place]) == 1.0
-    return not view.has(3) or view.attr("keep_aspect_ratio_policy", "stretch") == "stretch"
-
-
-def interpolate(view: View) -> Iterator[Fact]:
-    """Axes that are not scaled pass through; the others are interpolated."""
-    for axis, size in enumerate(view.shape(0)):
-        if size > 1 and _whole(view, axis):
-            yield Tie(view.x(0, axis), view.y(axis))
-        elif view.out_shape()[axis] == size:
-            why = "computes its scales at run time" if _scale(view, axis) is None else "does not keep its positions"
-            yield Freeze(view.x(0, axis), f"{view} {why}")
-    if (position := _sizes_input(view)) is not None:
-        yield from operand_facts(view, position, _resized_axes(view))
-
-
-def interpolate_fixup(view: View, resize: Resize) -> Iterator[Edit]:
-    if (position := _sizes_input(view)) is not None:
-        yield from operand_edits(view, resize, position, _resized_axes(view))
-
-
 RULES = {
     "Reshape": Rule(reshape, reshape_fixup),
     "Flatten": Rule(reshape_ties),
@@ -342,6 +313,4 @@ RULES = {
     "Expand": Rule(expand, expand_fixup),
     "Tile": Rule(tile),
     "ConstantOfShape": Rule(constant_of_shape, constant_of_shape_fixup),
-    "Resize": Rule(interpolate, interpolate_fixup),
-    "Upsample": Rule(interpolate),
 }

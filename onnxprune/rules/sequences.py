@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.channels import Dim, Freeze, Tie
-from onnxprune.rules.base import Edit, Fact, Reads, Resize, Rule, SetInput, View
+from onnxprune.rules.base import Fact, Reads, Resize, Rule, View
+from onnxprune.rules.edits import Edit, SetInput
 
 UNFOLLOWED = "puts tensors into a sequence that is not followed"
 
@@ -114,7 +115,7 @@ def at(view: View) -> Iterator[Fact]:
         return
     for axis, (dim, positions) in enumerate(_part(maker, int(place))):
         known = positions is None or len(positions) == view.out_shape()[axis]
-        if view.out_shape()[axis] > 1 and known:
+        if (view.out_shape()[axis] > 1 or positions is not None) and known:  # of a part of one position nothing can go
             yield Tie(dim, view.y(axis), positions, None)
 
 

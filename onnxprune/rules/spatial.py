@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from onnxprune.channels import Freeze, Tie
-from onnxprune.rules.base import Edit, Fact, Resize, Rule, View, blocks
+from onnxprune.entries import sizes
+from onnxprune.rules.base import Fact, Resize, Rule, View, blocks
+from onnxprune.rules.edits import Edit
 from onnxprune.rules.reshape import operand_edits, operand_facts
-from onnxprune.symbolic import sizes
 
 
 def batch_and_channels(view: View, readers: Sequence[int] = ()) -> Iterator[Fact]:

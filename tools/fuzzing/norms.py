@@ -53,7 +53,7 @@ def batch_norm(b: Builder) -> T:
     c = (x.shape[1],)
     reads = [x, vector(b, c, 1.0), vector(b, c), vector(b, c), vector(b, c, 1.0)]
     if b.opset >= 14 and b.chance(0.1):
-        return b.ops("BatchNormalization", reads, [True, b.chance(0.5), b.chance(0.5)], training_mode=1)[0]
+        return b.ops("BatchNormalization", reads, [True, *[b.chance(0.5)] * 2], training_mode=1)[0]
     return b.op("BatchNormalization", reads, epsilon=0.01 if b.chance(0.5) else None)
 
 

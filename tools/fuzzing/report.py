@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from typing import Any
 
+from fuzzing import table
 from fuzzing.check import Finding, Outcome
+from onnxprune.rules import STANDARD
 
 
 class Tally:
@@ -64,7 +66,14 @@ class Tally:
         ]
         cells = [f"{op} {self.present[op]} {self.cut[op]}" for op in sorted(self.present)]
         lines += ["  ".join(cells[i : i + 6]) for i in range(0, len(cells), 6)]
+        absent = self.absent()
+        lines.append("operators with a rule that no graph held: " + (", ".join(absent) or "none"))
         return "\n".join(lines)
+
+    def absent(self) -> list[str]:
+        """The operators that can be put into graphs and have a rule, but were in none."""
+        names = {f"{domain}::{op}" if domain else op for domain, op in table.MAKERS if (domain, op) in STANDARD}
+        return sorted(names - set(self.present))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -7,28 +7,47 @@ from functools import cache
 
 import onnx.defs
 
-from fuzzing import elementwise, layers, movement, norms, reshaping, strangers
+from fuzzing import (
+    attention,
+    bodies,
+    classical,
+    contrib,
+    elementwise,
+    layers,
+    movement,
+    norms,
+    quantised,
+    recent,
+    reshaping,
+    strangers,
+)
 from fuzzing.build import Builder
+from onnxprune.control import FLAT
 from onnxprune.rules import STANDARD
 
 Maker = Callable[[Builder], object]
 Key = tuple[str, str]
-OPSETS = tuple(range(7, 25))
+OPSETS = tuple(range(7, 27))
 
 MAKERS: dict[Key, Maker] = {
     ("", op): make
     for part in (
         elementwise.OPS, layers.OPS, norms.OPS, movement.OPS,
-        movement.STRANGE, reshaping.OPS, strangers.OPS, strangers.COMPOSED,
+        movement.STRANGE, reshaping.OPS, strangers.OPS, attention.OPS, attention.COMPOSED, bodies.OPS, contrib.OPS,
+        quantised.OPS, recent.OPS,
     )
     for op, make in part.items()
 }  # fmt: skip
-MAKERS |= {("com.microsoft", op): make for part in (layers.CONTRIB, strangers.CONTRIB) for op, make in part.items()}
+CONTRIB = (layers.CONTRIB, attention.CONTRIB, contrib.CONTRIB, quantised.CONTRIB)
+MAKERS |= {("com.microsoft", op): make for part in CONTRIB for op, make in part.items()}
+MAKERS |= {("ai.onnx.ml", op): make for op, make in classical.CLASSICAL.items()}
+# No runtime here has an opset 27 or 28 that is not a preview.
+OUT_OF_REACH = {("", op) for op in ("CausalConvWithState", "LinearAttention", "SwiGLU")}
 
 
 def missing() -> list[Key]:
-    """Operators that have a rule but no maker here."""
-    return sorted(set(STANDARD) - set(MAKERS))
+    """Operators that have a rule but no maker here; those of the flat graph stand for If, Loop and Scan."""
+    return sorted({key for key in set(STANDARD) - set(MAKERS) - OUT_OF_REACH if key[0] != FLAT})
 
 
 @cache
