@@ -68,8 +68,8 @@ def decide(
 def _methods(asked: str, saliency: Saliency) -> list[str]:
     """The methods that a calibration is good for. Raises OptionError where it is not good for the one asked for."""
     provable = saliency.criterion == Sensitivity.name
-    if asked == "auto":
-        return ["pfp", "pfp-deterministic"] if provable else [saliency.criterion]
+    if asked == "auto" and (provable or saliency.criterion == OBS):
+        return ["pfp", "pfp-deterministic"] if provable else [OBS]
     if provable != asked.startswith("pfp") or (not provable and asked != saliency.criterion):
         fitting = "auto or pfp" if provable else saliency.criterion
         raise OptionError(f"--method {asked} does not fit a calibration by '{saliency.criterion}'", hint=f"give {fitting}")
