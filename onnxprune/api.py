@@ -107,7 +107,7 @@ def criterion_for(options: Options, providers: list[str]) -> Criterion:
     if options.method in PLAIN:
         made: Criterion = PLAIN[options.method]()
         return made
-    return Sensitivity(options.reduce, providers)
+    return Sensitivity(options.reduce, providers, options.sensitivity)
 
 
 def prune(
@@ -294,6 +294,8 @@ def _calibrated(imported: Imported, settings: Options, providers: list[str], spl
             f"--method {settings.method} needs sample data",
             hint="give --data, or choose l1, l2 or fpgm, which look at weights only",
         )
+    if isinstance(criterion, Sensitivity):
+        criterion.prepare(lambda done: tell("compile", done, 1))
     return calibrate_pass(
         imported.groups,
         criterion,
@@ -331,10 +333,10 @@ def _report(
         "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},
         "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(pruned)},
         "prunable": {"macs": macs, "params": params},
-        "calibration": {"samples": saliency.samples, "data": list(saliency.data), "criterion": saliency.criterion},
+        "calibration": build.calibration(saliency),
         "groups": build.group_entries(imported.groups, plan),
         "layers": build.layer_entries(imported.groups, accounting, plan, decision.shares if provable else {}),
-        "certificate": build.certificate(decision.shares, saliency.samples, settings.delta, provable),
+        "certificate": build.certificate(decision.shares, saliency, settings.delta, provable),
         "validation": found.to_json(),
         "seconds": {k: clock.seconds.get(k, 0.0) for k in ("import", "calibrate", "sample", "surgery", "validate")},
     }

@@ -48,7 +48,7 @@ def _images(args: argparse.Namespace) -> ImageOptions:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    shared = ("method", "recover", "align", "min_channels", "samples", "batch", "seed", "delta", "reduce")
+    shared = ("method", "recover", "align", "min_channels", "samples", "batch", "seed", "delta", "reduce", "sensitivity")
     options = {k: getattr(args, k) for k in shared if hasattr(args, k)}
     options["providers"] = tuple(p.strip() for p in args.providers.split(",") if p.strip())
     options["images"] = _images(args)

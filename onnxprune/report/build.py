@@ -12,6 +12,7 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.errors import PlanError, ValidationError
 from onnxprune.groups import Accounting, Groups, is_parameter
 from onnxprune.plan import Kept, Plan
+from onnxprune.saliency import Saliency
 from onnxprune.selection import Share
 
 # Where activations are multiplied no weight sums over the channel: zeroing what makes it does what zeroing a consumer does.
@@ -109,7 +110,17 @@ def layer_entries(groups: Groups, accounting: Accounting, plan: Plan, shares: Ma
     return entries
 
 
-def certificate(shares: Mapping[str, Share], samples: int, delta: float, provable: bool) -> dict[str, Any] | None:
+def calibration(saliency: Saliency) -> dict[str, Any]:
+    """What the scores are of: samples, data, criterion and its options."""
+    return {
+        "samples": saliency.samples,
+        "data": list(saliency.data),
+        "criterion": saliency.criterion,
+        "options": dict(saliency.options),
+    }
+
+
+def certificate(shares: Mapping[str, Share], saliency: Saliency, delta: float, provable: bool) -> dict[str, Any] | None:
     """What the sampling theorem guarantees, group by group, and what holds for certain on the calibration samples.
 
     None for criteria without a theory. `vacuous` is true where the bound exceeds 1, that is, says nothing.
@@ -125,7 +136,8 @@ def certificate(shares: Mapping[str, Share], samples: int, delta: float, provabl
         "probability at most delta",
         "K": theory.K_DEFAULT,
         "delta": delta,
-        "samples": samples,
+        "samples": saliency.samples,
+        "sensitivities": saliency.options.get("sensitivity", "exact"),
         "vacuous": any(s.vacuous for s in cut.values()),
         "groups": {
             name: {

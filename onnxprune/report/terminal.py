@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-STAGES = {"calibrate": "calibrating", "validate": "comparing outputs"}
+STAGES = {"compile": "compiling once", "calibrate": "calibrating", "validate": "comparing outputs"}
 
 
 def number(n: float) -> str:
@@ -89,7 +89,8 @@ def certificate_lines(certificate: Mapping[str, Any] | None) -> Iterator[str]:
     else:
         yield f"certificate: epsilon <= {worst:.3g} in every group, with probability {1 - certificate['delta']:g}"
     largest = max(g["dropped_sensitivity"] for g in groups)
-    yield f"on the calibration samples: the dropped channels' sensitivities add up to at most {largest:.3g} in a group"
+    what = "sensitivities (bounds of them)" if certificate.get("sensitivities") == "bound" else "sensitivities"
+    yield f"on the calibration samples: the dropped channels' {what} add up to at most {largest:.3g} in a group"
 
 
 def layers(console: Console, report: Mapping[str, Any]) -> None:
