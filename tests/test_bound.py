@@ -103,8 +103,8 @@ def test_the_bound_is_above_every_share(terms: int, seed: int) -> None:
         if count[u] == 0:
             continue
         compiled._peaks(logarithms, order[u], light[u], count[u], best)
-        bound, energy = np.empty(64, np.float32), np.empty(64, np.float32)
-        compiled._bounds(x, owned[u], 0, columns, best, scale, top[u], energy, bound)
+        bound, energy, active = (np.empty(64, np.float32) for _ in range(3))
+        compiled._bounds(x, owned[u], 0, columns, best, scale, top[u], energy, active, bound)
         share = (np.einsum("kr,kq->rq", w[owned[u]].astype(np.float64), x[owned[u]]) * inverse).max(axis=0)
         assert (np.exp2(bound[:columns].astype(np.float64) + compiled.SLACK) >= share).all()
         live = share > 1e-6

@@ -61,46 +61,60 @@ def _log2(v: Any) -> Any:
     return float32(bits - int32(0x3F800000)) * float32(2.0**-23) + m * (float32(1) - m) * bend
 
 
-@compiled(f"void({GIVEN.format(3)}, f4[::1], i8[:,::1], i8[::1], i8[:,::1], i8[:,::1], i8, f4[:,::1])")
-def unfold(x: Any, scale: Any, base: Any, shift: Any, inside: Any, rows: Any, step: int, out: Any) -> None:
+@compiled()
+def _run(base: Any, rows: Any, k: int, step: int) -> Any:
+    """How many rows from the k-th on lie one after the other in x, `step` apart; 1 at least."""
+    n = 1
+    while k + n < len(rows) and rows[k + n, 0] == rows[k, 0] and base[rows[k + n, 1]] == base[rows[k, 1]] + n * step:
+        n += 1
+    return n
+
+
+@compiled(f"void({GIVEN.format(3)}, f4[::1], i8[:,::1], i8[::1], i8[:,::1], i8[:,::1], i8, i8, f4[:,::1])")
+def unfold(x: Any, scale: Any, base: Any, shift: Any, inside: Any, rows: Any, step: int, line: int, out: Any) -> None:
     """out [C * T, Q]: for every channel and tap the positive part of what it meets, times the scale of the sample.
 
     x: [n, C, space]. rows: [*, 2], the (sample, row of patches) of every len(out) / len(rows) columns. base [T, rows]: where
     the tap's row of x begins, -1 outside. shift [T]: its first position there; step: from patch to patch. inside [T, 2]: the
-    patches of a row that meet x.
+    patches of a row that meet x. line: positions in a row of x.
     """
-    width = out.shape[1] // len(rows)
+    width, taps = out.shape[1] // len(rows), len(shift)
     for c in range(x.shape[1]):
-        for t in range(len(shift)):
-            to = out[c * len(shift) + t]
+        for t in range(taps):
             low, high = inside[t, 0], inside[t, 1]
-            for k in range(len(rows)):
-                here = to[k * width : (k + 1) * width]
-                begin = base[t, rows[k, 1]]
+            k = 0
+            while k < len(rows):
+                n, begin = 1, base[t, rows[k, 1]]
+                s, source = scale[rows[k, 0]], x[rows[k, 0], c]
+                if begin >= 0 and step == 1 and line == width:  # as many positions as patches: rows follow one another
+                    n = _run(base[t], rows, k, width)
+                to, first = out[c * taps + t, k * width : (k + n) * width], begin + shift[t]
+                k += n
                 if begin < 0 or low >= high:
-                    here[:] = 0
-                    continue
-                s, first = scale[rows[k, 0]], begin + shift[t]
-                source = x[rows[k, 0], c]
-                here[:low] = 0
-                here[high:] = 0
-                if step == 1:
-                    line = source[first + low : first + high]
-                    for p in range(high - low):
-                        here[low + p] = max(line[p] * s, float32(0))
+                    to[:] = 0
+                elif step == 1:
+                    start, stop = (0, n * width) if n > 1 else (low, high)
+                    start, stop = max(start, -first), min(stop, len(source) - first)
+                    here, there = to[start:stop], source[first + start : first + stop]
+                    for p in range(len(here)):
+                        here[p] = max(there[p] * s, float32(0))
                 else:
                     for p in range(low, high):
-                        here[p] = max(source[first + p * step] * s, float32(0))
+                        to[p] = max(source[first + p * step] * s, float32(0))
+                if begin >= 0 and low < high:
+                    for r in range(0, n * width, width):
+                        to[r : r + low] = 0
+                        to[r + high : r + width] = 0
 
 
 @compiled(f"void({GIVEN.format(2)}, i8[::1], f4[::1], f4[:,::1], i8, i8)")
 def split(w: Any, filters: Any, factors: Any, out: Any, start: int, stop: int) -> None:
     """Columns start..stop of w [O, C] as rows of out [C, R]: row r is the positive part of factors[r] * w[filters[r]]."""
-    for c0 in range(start, stop, 16):
-        for r in range(len(filters)):
-            line, f = w[filters[r]], factors[r]
-            for c in range(c0, min(c0 + 16, stop)):
-                out[c, r] = max(line[c] * f, float32(0))
+    for r0 in range(0, len(filters), 64):
+        for c in range(start, stop):
+            to = out[c, r0 : r0 + 64]
+            for i in range(len(to)):
+                to[i] = max(w[filters[r0 + i], c] * factors[r0 + i], float32(0))
 
 
 @compiled("void(f4[:,::1], i4[:,::1], i4[:,::1], i2[:,::1], i4[::1], f4[::1], i8, i8)")
@@ -111,7 +125,7 @@ def norms(w: Any, terms: Any, order: Any, light: Any, count: Any, top: Any, star
     STEPS, rounded up) and count [U], a multiple of UNROLL, the last row repeated as needed; 0 where all weights are zero.
     """
     rows = w.shape[1]
-    energy = np.empty(rows, np.float64)
+    energy, steps = np.empty(rows, np.float64), np.empty(rows, np.int16)
     for u in range(start, stop):
         for r in range(rows):
             energy[r] = 0.0
@@ -124,13 +138,14 @@ def norms(w: Any, terms: Any, order: Any, light: Any, count: Any, top: Any, star
         if most == 0:
             continue
         top[u] = float32(0.5 * math.log2(most) + 1e-5)
-        n = 0
+        part = 1 / most
         for r in range(rows):
-            if energy[r] > 0:
-                octaves = float32(0.5) * _log2(float32(energy[r] / most + 1e-37)) + float32(ERROR)
-                order[u, n] = r
-                light[u, n] = max(int32(octaves * float32(STEPS) + float32(32769)) - int32(32768), int32(LIGHT))
-                n += 1
+            octaves = float32(0.5) * _log2(float32(energy[r] * part + 1e-37)) + float32(ERROR)
+            steps[r] = max(int32(octaves * float32(STEPS) + float32(32769)) - int32(32768), int32(LIGHT))
+        n = 0
+        for r in range(rows):  # without a branch that nobody can predict
+            order[u, n], light[u, n] = r, steps[r]
+            n += 1 if energy[r] > 0 else 0
         while n % UNROLL:
             order[u, n], light[u, n] = order[u, n - 1], light[u, n - 1]
             n += 1
@@ -169,7 +184,26 @@ def _peaks(r: Any, order: Any, light: Any, count: int, out: Any) -> None:
 
 
 @compiled()
-def _bounds(x: Any, terms: Any, at: int, columns: int, peak: Any, scale: Any, top: Any, energy: Any, out: Any) -> Any:
+def _norm(x: Any, terms: Any, at: int, columns: int, energy: Any, most: Any) -> None:
+    """energy [columns], the sums of squares of a unit's activations, and most [columns], the largest of them."""
+    energy[:columns] = 0
+    most[:columns] = 0
+    for k in range(0, len(terms) - len(terms) % 3, 3):
+        a, b, c = x[terms[k], at:], x[terms[k + 1], at:], x[terms[k + 2], at:]
+        for i in range(columns):
+            energy[i] += a[i] * a[i] + b[i] * b[i] + c[i] * c[i]
+            most[i] = max(most[i], a[i], b[i], c[i])
+    for k in range(len(terms) - len(terms) % 3, len(terms)):
+        a = x[terms[k], at:]
+        for i in range(columns):
+            energy[i] += a[i] * a[i]
+            most[i] = max(most[i], a[i])
+
+
+@compiled()
+def _bounds(
+    x: Any, terms: Any, at: int, columns: int, peak: Any, scale: Any, top: Any, energy: Any, active: Any, out: Any
+) -> Any:
     """Fills out [columns] with log2 of the bounds U of one unit, -1e30 where it is not active; returns the largest."""
     where, most = scale[at : at + columns], float32(-1e30)
     if len(terms) == 1:
@@ -179,16 +213,11 @@ def _bounds(x: Any, terms: Any, at: int, columns: int, peak: Any, scale: Any, to
             out[b] = u if line[b] > 0 else float32(-1e30)
             most = max(most, out[b])
         return most
-    # What underflows in a square is below 2^-126. An inactive unit must not keep that much.
-    least = float32(len(terms)) * float32(1.2e-38)
-    energy[:columns] = 0
-    for k in range(len(terms)):
-        line = x[terms[k], at : at + columns]
-        for b in range(columns):
-            energy[b] += line[b] * line[b] + (float32(1.2e-38) if line[b] > 0 else float32(0))
+    _norm(x, terms, at, columns, energy, active)
+    least = float32(len(terms)) * float32(1.2e-38)  # what underflows in a square is below 2^-126
     for b in range(columns):
         u = float32(0.5) * _log2(energy[b] + least) - where[b] + float32(peak[b]) * float32(1 / STEPS) + top
-        out[b] = u if energy[b] > 0 else float32(-1e30)
+        out[b] = u if active[b] > 0 else float32(-1e30)
         most = max(most, out[b])
     return most
 
@@ -270,7 +299,8 @@ def raise_shares(
     rows, width = z.shape
     size = min(BLOCK, (width + LANES - 1) // LANES * LANES)
     r, peak = np.empty((rows, size), np.int16), np.empty(size, np.int16)
-    bound, energy, sums = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(rows, np.float32)
+    bound, energy, active = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+    sums = np.empty(rows, np.float32)
     inverse, have = np.empty((size, rows), np.float32), np.empty(size, np.bool_)
     for at in range(0, width, size):
         columns = min(size, width - at)
@@ -280,7 +310,7 @@ def raise_shares(
             if best[u] >= 1 or count[u] == 0:
                 continue
             _peaks(r, order[u], light[u], count[u], peak)
-            most = _bounds(x, terms[u], at, columns, peak, scale, top[u], energy, bound)
+            most = _bounds(x, terms[u], at, columns, peak, scale, top[u], energy, active, bound)
             bar = _bar(best[u])
             if most <= bar:
                 continue

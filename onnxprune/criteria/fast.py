@@ -167,7 +167,7 @@ class FastShares:
             return np.ascontiguousarray(part.x[piece.different[0]])
         channels = part.x.shape[1] * len(windows.shift)
         out = np.empty((channels, len(piece.rows) * windows.width), np.float32)
-        geometry = (windows.base, windows.shift, windows.inside, piece.rows, windows.strides[-1])
+        geometry = (windows.base, windows.shift, windows.inside, piece.rows, windows.strides[-1], windows.space[-1])
         self.kernel.unfold(part.x, part.scale, *geometry, out)
         return out
 
