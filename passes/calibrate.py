@@ -145,7 +145,7 @@ def _runs(
         feeds = samples.batch(fill(part, size, groups))
         found = dict(zip(outputs, runtime.run(session, feeds, list(outputs.values())), strict=True))
         for name, value in found.items():
-            if not np.isfinite(value).all():
+            if not (np.isfinite(np.sum(value)) or np.isfinite(value).all()):  # a sum may overflow; it takes less time
                 raise ModelError(f"tensor '{name}' is NaN or infinite on the sample data", hint="does the model overflow?")
         # Dynamic scales and zero points are those of one run: no later, when runs are stacked.
         yield {(name, steps): _read(groups, name, steps, found) for name, steps in reads}, len(part)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from onnx import helper
@@ -27,12 +27,14 @@ from onnxprune.graph import Array
 PIECE = 1 << 18  # elements of an unfolded piece, unless its columns become too few for a matrix product
 FEWEST = 256
 MOST = 4096
-HELD = 12 << 20  # elements of all products that are kept for the second look at a layer
+HELD = 1 << 21  # elements of patches and products of the samples that are handled together, unless one has more
 WEIGHTS = 1 << 24  # elements of split weights at a time
 KEPT = 1 << 22  # elements of split weights that stay for the next batch
 FAR = 20  # octaves that the largest activation of a sample may be from 1 without being brought there
 A = TypeVar("A")
 B = TypeVar("B")
+Map: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""`map`, or one that uses threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +55,21 @@ class _Weights:
 
 @dataclass(frozen=True, eq=False)
 class _Input:
-    """One sign part of a layer's input: x [n, C, space], of which the positive part of scale * x counts. live: [n]."""
+    """One sign part of a layer's input: x [n, C, space], of which the positive part of scale * x counts.
+
+    live: [n], whether a sample has any; signed: whether x has numbers of the other sign, too.
+    """
 
     x: Array
     windows: Windows
     scale: Array
     live: Array
+    signed: bool
 
     @cached_property
     def direct(self) -> bool:
         """Whether the matrix of a sample's patches is the sample as it stands."""
-        return self.windows.plain and bool((self.scale == 1).all()) and not (self.x < 0).any()
+        return self.windows.plain and not self.signed and bool((self.scale == 1).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,32 +186,42 @@ class FastShares:
     # ---- shares
 
     def _raise(self, part: _Input, weights: _Weights, best: Array, limits: Array | None) -> None:
-        """Raises best [U] to what the part shows; in groups of samples whose products fit memory together."""
-        patches, rows = part.windows.patches, weights.w.shape[1]
-        together = max(1, HELD // (patches * max(rows, len(weights.w))))
-        for start in range(0, len(part.x), together):
-            here = slice(start, start + together)
-            group = _Input(part.x[here], part.windows, part.scale[here], part.live[here])
-            self._group(group, weights, best, None if limits is None else limits[:, here])
+        """Raises best [U] to what the part shows, by groups of samples that fit the cache.
 
-    def _group(self, part: _Input, weights: _Weights, best: Array, limits: Array | None) -> None:
-        found = list(self._map(partial(self._multiplied, part=part, weights=weights), _pieces(part)))
+        The first group raises the bar for the others. They are handed to threads, or their pieces where they are too few.
+        """
+        size = part.windows.patches * (weights.w.shape[1] + len(weights.w))
+        together = max(1, HELD // size)
+        groups = [slice(a, a + together) for a in range(0, len(part.x), together)]
+        spread = len(groups) > 2 * self.threads
+
+        def score(here: slice, start: Array, each: Map) -> Array:
+            group = _Input(part.x[here], part.windows, part.scale[here], part.live[here], part.signed)
+            return self._group(group, weights, start, None if limits is None else limits[:, here], each)
+
+        best[:] = score(groups[0], best, self._map)
+        known = best.copy()
+        inner, outer = (map, self._map) if spread else (self._map, map)
+        for found in outer(lambda here: score(here, known, inner), groups[1:]):
+            np.maximum(best, found, out=best)
+
+    def _group(self, part: _Input, weights: _Weights, known: Array, limits: Array | None, each: Map) -> Array:
+        found = list(each(partial(self._multiplied, part=part, weights=weights), _pieces(part)))
         peaks = np.zeros((2, len(part.x)), np.float32) if limits is None else limits
         if limits is None:
-            for piece, _, _, each in found:
-                peaks[:, piece.different] = np.maximum(peaks[:, piece.different], each)
+            for piece, _, _, top in found:
+                peaks[:, piece.different] = np.maximum(peaks[:, piece.different], top)
         floor, scale = _floors(peaks)
 
         def score(work: tuple[_Piece, Array, Array, Array]) -> Array:
             piece, x, z, _ = work
-            mine = best.copy()
+            mine = known.copy()
             about = (weights.terms, weights.order, weights.light, weights.count, weights.top, weights.w)
             columns = np.ascontiguousarray(floor[:, piece.samples]), scale[piece.samples]
             self.kernel.raise_shares(x, z, weights.positive, *columns, *about, mine, self.tolerance)
             return mine
 
-        for mine in self._map(score, found):
-            np.maximum(best, mine, out=best)
+        return np.asarray(np.max([known, *each(score, found)], axis=0))
 
     # ---- threads
 
@@ -225,7 +241,7 @@ def _sign_parts(x: Array, windows: Windows) -> Iterator[_Input]:
             _, exponent = np.frexp(peak)
             exponent = np.where(np.abs(exponent) > FAR, np.clip(exponent, -126, 126), 0)
             scale = np.float32(sign) * np.exp2(-exponent.astype(np.float32))
-            yield _Input(np.ascontiguousarray(x, np.float32), windows, scale, peak > 0)
+            yield _Input(np.ascontiguousarray(x, np.float32), windows, scale, peak > 0, bool(most.any() and least.any()))
 
 
 def _towards_one(peak: Any) -> float:
