@@ -24,7 +24,7 @@ STEPS = 512  # of the 16-bit logarithms in one octave
 DEAD = -39 * STEPS  # the logarithm of 1/z where z counts as zero, and the least of all others
 LIGHT = -24 * STEPS  # the least logarithm of a weight's norm relative to its unit's largest; with DEAD it still fits 16 bits
 ERROR = 2e-4  # of `_log2`
-SLACK = 1e-3  # what all approximations of a bound's logarithm come to, roundings to 16 bits apart
+SLACK = 1e-3  # more than all approximations of a bound's logarithm come to, roundings to 16 bits apart
 FULL = 1 - 1e-6  # shares above this count as 1
 BLOCK = 512  # columns at a time: their logarithms stay in the processor's cache
 LANES = 32
@@ -204,22 +204,22 @@ def _norm(x: Any, terms: Any, at: int, columns: int, energy: Any, most: Any) -> 
 def _bounds(
     x: Any, terms: Any, at: int, columns: int, peak: Any, scale: Any, top: Any, energy: Any, active: Any, out: Any
 ) -> Any:
-    """Fills out [columns] with log2 of the bounds U of one unit, -1e30 where it is not active; returns the largest."""
-    where, most = scale[at : at + columns], float32(-1e30)
+    """Fills out [columns] with log2 of the bounds U of one unit, -1e30 where it is not active; returns the largest, or -256."""
+    where, most = scale[at : at + columns], int32(0)
     if len(terms) == 1:
         line = x[terms[0], at : at + columns]
         for b in range(columns):
             u = _log2(line[b]) - where[b] + float32(peak[b]) * float32(1 / STEPS) + top
             out[b] = u if line[b] > 0 else float32(-1e30)
-            most = max(most, out[b])
-        return most
-    _norm(x, terms, at, columns, energy, active)
-    least = float32(len(terms)) * float32(1.2e-38)  # what underflows in a square is below 2^-126
-    for b in range(columns):
-        u = float32(0.5) * _log2(energy[b] + least) - where[b] + float32(peak[b]) * float32(1 / STEPS) + top
-        out[b] = u if active[b] > 0 else float32(-1e30)
-        most = max(most, out[b])
-    return most
+    else:
+        _norm(x, terms, at, columns, energy, active)
+        least = float32(len(terms)) * float32(1.2e-38)  # what underflows in a square is below 2^-126
+        for b in range(columns):
+            u = float32(0.5) * _log2(energy[b] + least) - where[b] + float32(peak[b]) * float32(1 / STEPS) + top
+            out[b] = u if active[b] > 0 else float32(-1e30)
+    for b in range(columns):  # see `_share`
+        most = max(most, np.float32(max(out[b] + float32(256), float32(0))).view(np.int32))
+    return np.int32(most).view(np.float32) - float32(256)
 
 
 @compiled()
@@ -237,24 +237,33 @@ def _nine(x: Any, terms: Any, at: int, w: Any, r: Any) -> Any:
     w5, w6, w7, w8 = w[terms[5]], w[terms[6]], w[terms[7]], w[terms[8]]
     a0, a1, a2, a3, a4 = x[terms[0], at], x[terms[1], at], x[terms[2], at], x[terms[3], at], x[terms[4], at]
     a5, a6, a7, a8 = x[terms[5], at], x[terms[6], at], x[terms[7], at], x[terms[8], at]
-    best = float32(0)
-    for i in range(len(r)):
+    best, whole = int32(0), len(r) - len(r) % LANES
+    for start in range(0, whole, LANES):  # of a constant length, so that no row is left to the loop that takes one at a time
+        most = int32(0)
+        for i in range(start, start + LANES):
+            c = w0[i] * a0 + w1[i] * a1 + w2[i] * a2 + w3[i] * a3 + w4[i] * a4
+            most = max(most, np.float32((c + w5[i] * a5 + w6[i] * a6 + w7[i] * a7 + w8[i] * a8) * r[i]).view(np.int32))
+        best = max(best, most)
+    for i in range(whole, len(r)):
         c = w0[i] * a0 + w1[i] * a1 + w2[i] * a2 + w3[i] * a3 + w4[i] * a4
-        best = max(best, (c + w5[i] * a5 + w6[i] * a6 + w7[i] * a7 + w8[i] * a8) * r[i])
-    return best
+        best = max(best, np.float32((c + w5[i] * a5 + w6[i] * a6 + w7[i] * a7 + w8[i] * a8) * r[i]).view(np.int32))
+    return np.int32(best).view(np.float32)
 
 
 @compiled()
 def _share(x: Any, terms: Any, at: int, w: Any, r: Any, sums: Any) -> Any:
-    """The largest share of a unit over all rows, in column `at`. r: [R], the reciprocals of the column."""
+    """The largest share of a unit over all rows, in column `at`. r: [R], the reciprocals of the column.
+
+    Its maximum is one of integers, which order non-negative floats as well: LLVM does not vectorise that of floats.
+    """
     if len(terms) == 9:
         return _nine(x, terms, at, w, r)
-    best = float32(0)
+    best = int32(0)
     if len(terms) == 1:
         line, a = w[terms[0]], x[terms[0], at]
         for i in range(len(r)):
-            best = max(best, line[i] * a * r[i])
-        return best
+            best = max(best, np.float32(line[i] * a * r[i]).view(np.int32))
+        return np.int32(best).view(np.float32)
     sums[:] = 0
     for k in range(len(terms)):
         line, a = w[terms[k]], x[terms[k], at]
@@ -262,8 +271,8 @@ def _share(x: Any, terms: Any, at: int, w: Any, r: Any, sums: Any) -> Any:
             for i in range(len(r)):
                 sums[i] += line[i] * a
     for i in range(len(r)):
-        best = max(best, sums[i] * r[i])
-    return best
+        best = max(best, np.float32(sums[i] * r[i]).view(np.int32))
+    return np.int32(best).view(np.float32)
 
 
 @compiled()

@@ -24,7 +24,7 @@ from onnxprune.criteria.kernels import LEAST, TINY, build_session
 from onnxprune.criteria.windows import Windows, convolution, entries
 from onnxprune.graph import Array
 
-PIECE = 1 << 18  # elements of an unfolded piece, unless its columns become too few for a matrix product
+PIECE = 1 << 19  # elements of an unfolded piece, unless its columns become too few for a matrix product
 FEWEST = 256
 MOST = 4096
 HELD = 1 << 21  # elements of patches and products of the samples that are handled together, unless one has more
@@ -79,6 +79,7 @@ class _Piece:
     rows: Array
     samples: Array
     different: Array  # samples, each once
+    starts: Array  # their first columns
 
 
 class FastShares:
@@ -95,6 +96,7 @@ class FastShares:
         self._session: Any = None
         self._kept: dict[Any, tuple[Array, _Weights]] = {}
         self._held = 0
+        self._cuts: dict[Any, list[_Piece]] = {}  # by what they depend on, where all samples are live
 
     def largest(self, c: Contraction, units: Index, known: Array, key: tuple[Any, ...] | None = None) -> tuple[Array, int]:
         """(the larger of `known` and the largest share of every unit [U] float64; live sign parts).
@@ -150,13 +152,21 @@ class FastShares:
 
     # ---- products
 
+    def _pieces(self, part: _Input) -> list[_Piece]:
+        if not part.live.all():
+            return _pieces(part)
+        key = (part.windows.out, len(part.x), part.x.shape[1] * len(part.windows.shift), part.direct)
+        if key not in self._cuts:
+            self._cuts[key] = _pieces(part)
+        return self._cuts[key]
+
     def _limits(self, part: _Input, w: Array, terms: Array, blocks: list[slice]) -> Array:
         """The largest product of each sign and sample [2, n] over all filters, where they do not fit memory at once."""
         found = np.zeros((2, len(part.x)), np.float32)
         for block in blocks:
             weights = self._split(w[block], terms[:0])
             look = partial(self._multiplied, part=part, weights=weights)
-            for piece, _, _, peaks in self._map(look, _pieces(part)):
+            for piece, _, _, peaks in self._map(look, self._pieces(part)):
                 found[:, piece.different] = np.maximum(found[:, piece.different], peaks)
         return found
 
@@ -206,7 +216,7 @@ class FastShares:
             np.maximum(best, found, out=best)
 
     def _group(self, part: _Input, weights: _Weights, known: Array, limits: Array | None, each: Map) -> Array:
-        found = list(each(partial(self._multiplied, part=part, weights=weights), _pieces(part)))
+        found = list(each(partial(self._multiplied, part=part, weights=weights), self._pieces(part)))
         peaks = np.zeros((2, len(part.x)), np.float32) if limits is None else limits
         if limits is None:
             for piece, _, _, top in found:
@@ -254,20 +264,24 @@ def _pieces(part: _Input) -> list[_Piece]:
     windows, n = part.windows, len(part.x)
     rows = windows.patches // windows.width
     every = np.stack([np.repeat(np.arange(n), rows), np.tile(np.arange(rows), n)], axis=1)
-    every = every[part.live[every[:, 0]]]
+    if not part.live.all():
+        every = every[part.live[every[:, 0]]]
     if part.direct and windows.patches >= FEWEST:
         step = rows
     else:
         columns = np.clip(PIECE // (part.x.shape[1] * len(windows.shift)), FEWEST, MOST)
         step = max(1, int(columns) // windows.width)
-    cut = [np.ascontiguousarray(every[a : a + step]) for a in range(0, len(every), step)]
-    return [_Piece(rows, np.repeat(rows[:, 0], windows.width), np.unique(rows[:, 0])) for rows in cut]
+    return [_piece(every[a : a + step], windows.width) for a in range(0, len(every), step)]
+
+
+def _piece(rows: Array, width: int) -> _Piece:
+    different, first = np.unique(rows[:, 0], return_index=True)
+    return _Piece(np.ascontiguousarray(rows), np.repeat(rows[:, 0], width), different, first * width)
 
 
 def _peaks(piece: _Piece, z: Array, positive: int) -> Array:
-    starts = np.flatnonzero(np.diff(piece.samples, prepend=-1))
     each = [rows.max(axis=0, initial=0) for rows in (z[:positive], z[positive:])]
-    return np.stack([np.maximum.reduceat(e, starts) for e in each])
+    return np.stack([np.maximum.reduceat(e, piece.starts) for e in each])
 
 
 def _floors(peaks: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
 
-TOLERANCE = 0.05  # by which `bound` lets an evaluated share count for more, so that fewer have to be
+TOLERANCE = 0.5  # by which `bound` lets an evaluated share count for more, so that fewer have to be
 NOTICE = 1.0  # seconds of silence
 
 
