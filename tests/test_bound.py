@@ -55,16 +55,17 @@ CASES: dict[str, Callable[[np.random.Generator], Contraction]] = {
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
-def test_bounds_lie_between_the_exact_sensitivities_and_six_per_cent_more(name: str, seed: int, together: bool) -> None:
+def test_bounds_lie_between_the_exact_sensitivities_and_little_more(name: str, seed: int, together: bool) -> None:
     c = CASES[name](np.random.default_rng(seed))
     count = len(c.positions)
     units, nothing = np.arange(count)[:, None], np.zeros(count)
     exact, live = FastShares(together).largest(c, units, nothing)
     plain, parts = Shares("sum" if together else "max").largest(c, units, nothing)
     np.testing.assert_allclose(exact, plain, rtol=1e-5)
+    most = 1.01 if c.w[0, 0].size == 1 or not together else 1 + TOLERANCE + 1e-5
     bound, found = FastShares(together, TOLERANCE).largest(c, units, nothing)
     assert live == parts == found
-    assert (bound >= plain * (1 - 1e-6)).all() and (bound <= plain * 1.06).all() and bound.max() <= 1
+    assert (bound >= plain * (1 - 1e-6)).all() and (bound <= plain * most).all() and bound.max() <= 1
     assert (bound > exact).any()
 
 

@@ -34,12 +34,8 @@ MODES: dict[str, dict[str, str]] = {"exact": {}, "bound": {"mode": "bound"}, "ma
 LIMITS = {"exact": 25, "bound": 8, "max": 50}
 
 
-def model_of(args: argparse.Namespace, net: str) -> Any:
-    import onnx
-    from networks import NETS
-
-    given = dict(m.split("=", 1) for m in args.model)
-    return onnx.load(given[net]) if net in given else NETS[net]()
+def path_of(args: argparse.Namespace, net: str) -> str:
+    return dict(m.split("=", 1) for m in args.model)[net]
 
 
 def images(spec: Any, args: argparse.Namespace, count: int) -> Any:
@@ -75,16 +71,16 @@ class Images:
 
 
 def prepared(args: argparse.Namespace, net: str, count: int) -> tuple[Any, Images, int]:
-    """(the groups, the images, the batch that calibration chooses)."""
+    """(the imported model, the images, the batch that calibration chooses)."""
     from onnxprune.contraction import consumers
     from onnxprune.imported import load
     from onnxprune.passes.calibrate import batch_size
 
-    imported = load(model_of(args, net))
-    groups = imported.groups
+    imported = load(path_of(args, net))
     (spec,) = imported.specs
-    tensors = list(dict.fromkeys(layer.x.tensor for layer in consumers(groups)))
-    return groups, Images(spec.name, images(spec, args, min(count, 256)), count), batch_size(groups, tensors, args.batch)
+    tensors = list(dict.fromkeys(layer.x.tensor for layer in consumers(imported.groups)))
+    data = Images(spec.name, images(spec, args, min(count, 256)), count)
+    return imported, data, batch_size(imported.groups, tensors, args.batch)
 
 
 def infer(session: Any, data: Images, batch: int) -> None:
@@ -98,7 +94,8 @@ def speed(args: argparse.Namespace, net: str) -> dict[str, Any]:
     from onnxprune.criteria import Sensitivity
     from onnxprune.passes.calibrate import calibrate
 
-    groups, data, batch = prepared(args, net, args.images)
+    imported, data, batch = prepared(args, net, args.images)
+    groups = imported.groups
     session = runtime.session(groups.net.source)
     works = {"inference": lambda: infer(session, data, batch)}
     for mode in args.modes:
@@ -116,17 +113,12 @@ def speed(args: argparse.Namespace, net: str) -> dict[str, Any]:
 
 def peak(args: argparse.Namespace, net: str, work: str) -> dict[str, Any]:
     """Peak memory of a process that does one kind of work."""
-    from networks import NETS
-
     if work == "inference":  # no more than anybody needs who runs the model
         import onnxruntime as ort
 
-        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-            given = dict(m.split("=", 1) for m in args.model)
-            Path(file.name).write_bytes(Path(given[net]).read_bytes() if net in given else NETS[net]().SerializeToString())
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = args.threads
-            session = ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = args.threads
+        session = ort.InferenceSession(path_of(args, net), options, providers=["CPUExecutionProvider"])
         value = session.get_inputs()[0]
         size = value.shape[2] if isinstance(value.shape[2], int) else args.size
         x = np.random.default_rng(0).standard_normal((args.images, 3, size, size), np.float32)
@@ -135,8 +127,8 @@ def peak(args: argparse.Namespace, net: str, work: str) -> dict[str, Any]:
         from onnxprune.criteria import Sensitivity
         from onnxprune.passes.calibrate import calibrate
 
-        groups, data, _ = prepared(args, net, args.images)
-        calibrate(groups, Sensitivity(**MODES[work]), data, batch=args.batch)
+        imported, data, _ = prepared(args, net, args.images)
+        calibrate(imported.groups, Sensitivity(**MODES[work]), data, batch=args.batch)
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB}
 
 
@@ -145,7 +137,7 @@ def stream(args: argparse.Namespace, net: str) -> None:
     from onnxprune.criteria import Sensitivity
     from onnxprune.passes.calibrate import calibrate
 
-    groups, data, batch = prepared(args, net, args.stream)
+    imported, data, batch = prepared(args, net, args.stream)
     told = [0]
 
     def tell(done: int, total: int) -> None:
@@ -155,7 +147,7 @@ def stream(args: argparse.Namespace, net: str) -> None:
             print(f"| {done} | {resident():.0f} | {peaks:.0f} |", flush=True)
 
     print(f"{net}, batches of {batch}\n\n| images | resident MiB | peak MiB |\n| --- | --- | --- |")
-    calibrate(groups, Sensitivity(), data, batch=batch, progress=tell)
+    calibrate(imported.groups, Sensitivity(), data, batch=batch, progress=tell)
 
 
 def resident() -> float:
@@ -167,15 +159,12 @@ def whole(args: argparse.Namespace, net: str) -> None:
     """Seconds of one `onnxprune calibrate` of --whole images, in a process of its own that is started for it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        import onnx
-
-        model = model_of(args, net)
-        onnx.save(model, folder / "net.onnx")
         from onnxprune.imported import load
 
-        (spec,) = load(folder / "net.onnx").specs
+        (spec,) = load(path_of(args, net)).specs
         np.save(folder / "x.npy", images(spec, args, args.whole))
-        command = [sys.executable, "-m", "onnxprune", "calibrate", "net.onnx", "--data", "x.npy", "-o", "c", "-q"]
+        model = str(Path(path_of(args, net)).resolve())
+        command = [sys.executable, "-m", "onnxprune", "calibrate", model, "--data", "x.npy", "-o", "c", "-q"]
         start = time.perf_counter()
         subprocess.run([*command, "--samples", str(args.whole)], cwd=folder, check=True)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -196,7 +185,7 @@ def compiling() -> list[float]:
 def asked(args: argparse.Namespace, net: str, work: str, threads: int, batch: int | None) -> dict[str, Any]:
     """The JSON that a process of this tool prints for one net and kind of work."""
     command = [sys.executable, __file__, *sys.argv[1:], "--one", net, work, "--threads", str(threads)]
-    command += ["--batch", str(batch)] if batch else []
+    command += ["--model", f"{net}={path_of(args, net)}", *(["--batch", str(batch)] if batch else [])]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False
     )
@@ -246,11 +235,24 @@ def main() -> None:
     if args.one:
         net, work = args.one
         print(json.dumps(speed(args, net) if work == "speed" else peak(args, net, work)))
-    elif args.stream or args.whole:
-        for net in args.nets:
-            (stream if args.stream else whole)(args, net)
-    else:
-        table(args)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        written(args, Path(folder))
+        if args.stream or args.whole:
+            for net in args.nets:
+                (stream if args.stream else whole)(args, net)
+        else:
+            table(args)
+
+
+def written(args: argparse.Namespace, folder: Path) -> None:
+    """Files of the networks for which none is given."""
+    from networks import NETS
+
+    for net in args.nets:
+        if net not in dict(m.split("=", 1) for m in args.model):
+            (folder / f"{net}.onnx").write_bytes(NETS[net]().SerializeToString())
+            args.model.append(f"{net}={folder / net}.onnx")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ from onnxprune.graph import Array
 PIECE = 1 << 19  # elements of an unfolded piece, unless its columns become too few for a matrix product
 FEWEST = 256
 MOST = 4096
-HELD = 1 << 21  # elements of patches and products of the samples that are handled together, unless one has more
+HELD = 1 << 20  # elements of patches and products of the samples that are handled together, unless one has more
 WEIGHTS = 1 << 24  # elements of split weights at a time
-KEPT = 1 << 22  # elements of split weights that stay for the next batch
+KEPT = 1 << 21  # elements of split weights that stay for the next batch
 FAR = 20  # octaves that the largest activation of a sample may be from 1 without being brought there
 A = TypeVar("A")
 B = TypeVar("B")
@@ -144,7 +144,8 @@ class FastShares:
         channels, count = w.shape[1], len(terms)
         split = np.empty((channels, len(filters)), np.float32)
         self._spread(channels, 64, lambda a, b: self.kernel.split(w, filters, factors, split, a, b))
-        room = -(-max(1, len(filters)) // self.kernel.UNROLL) * self.kernel.UNROLL
+        most = len(w) if terms.shape[1] == 1 else len(filters)  # a weight has one sign, several together have both
+        room = (max(1, most) // self.kernel.UNROLL + 2) * self.kernel.UNROLL
         order, light = np.empty((count, room), np.int32), np.empty((count, room), np.int16)
         live, top = np.empty(count, np.int32), np.empty(count, np.float32)
         self._spread(count, 64, lambda a, b: self.kernel.norms(split, terms, order, light, live, top, a, b))

@@ -18,7 +18,7 @@ from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
 
-TOLERANCE = 0.5  # by which `bound` lets an evaluated share count for more, so that fewer have to be
+TOLERANCE = 0.25  # by which `bound` lets an evaluated share count for more, so that fewer have to be
 NOTICE = 1.0  # seconds of silence
 
 
@@ -34,8 +34,9 @@ class Sensitivity:
 
     reduce: `sum` takes the whole channel in a patch, as the theorem needs; `max` the largest single entry of it, as the
     authors' code does (then the theorem holds with k^2 times the sum of sensitivities). mode: `exact`, or `bound`, a number
-    that is never smaller and at most 6 % larger; the theorem holds with it as well. providers: where another than the CPU is
-    the first, it evaluates all shares, exactly in either mode.
+    that is never smaller, and at most 1 % larger where channels have a single term in every sum (1x1 and linear layers), 26 %
+    elsewhere; the theorem holds with it as well. providers: where another than the CPU is the first, it evaluates all
+    shares, exactly in either mode.
     """
 
     name = "pfp"
