@@ -5,6 +5,7 @@ Also what the compiled loops promise beside the numbers: the same bytes whatever
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from onnxprune.contraction import Contraction
-from onnxprune.criteria import compiled
+from onnxprune.criteria import compiled, pfp
 from onnxprune.criteria.fast import FastShares
 from onnxprune.criteria.pfp import TOLERANCE
 from onnxprune.criteria.shares import Shares
@@ -112,6 +113,20 @@ def test_the_bound_is_above_every_share(terms: int, seed: int) -> None:
         ratios.append(np.exp2(bound[:columns][live]) / share[live])
     ratio = np.concatenate(ratios)
     assert np.median(ratio) < (1.01 if terms == 1 else 3), "a bound this loose would spare nothing"
+
+
+def test_slow_compiling_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(pfp.Sensitivity):
+        @property
+        def engine(self) -> Any:  # type: ignore[override]
+            time.sleep(0.2)
+            return None
+
+    for after, want in ((0.01, [0, 1]), (5.0, [])):
+        monkeypatch.setattr(pfp, "NOTICE", after)
+        told: list[int] = []
+        Slow().prepare(told.append)
+        assert told == want
 
 
 @pytest.mark.parametrize("tolerance", [0.0, TOLERANCE])

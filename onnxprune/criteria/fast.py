@@ -281,6 +281,8 @@ def _piece(rows: Array, width: int) -> _Piece:
 
 
 def _peaks(piece: _Piece, z: Array, positive: int) -> Array:
+    if len(piece.different) == 1:
+        return np.array([[z[:positive].max(initial=0)], [z[positive:].max(initial=0)]])
     each = [rows.max(axis=0, initial=0) for rows in (z[:positive], z[positive:])]
     return np.stack([np.maximum.reduceat(e, piece.starts) for e in each])
 
