@@ -39,7 +39,7 @@ def path_of(args: argparse.Namespace, net: str) -> str:
 
 
 def images(spec: Any, args: argparse.Namespace, count: int) -> Any:
-    """[count, 3, H, W]: from --data, else noise that is smooth at several scales."""
+    """[count, C, H, W]: from --data, else noise that is smooth at several scales."""
     from onnxprune.data import ImageOptions, open_data
 
     size = next(d for d in (spec.shape[2], args.size) if d)
@@ -47,9 +47,10 @@ def images(spec: Any, args: argparse.Namespace, count: int) -> Any:
         options = ImageOptions(size=(size, size), mean=tuple(args.mean), std=tuple(args.std))
         found = open_data(args.data, [spec], options)
         return found.batch(np.arange(count) * (len(found) // count))[spec.name]
-    rng, x = np.random.default_rng(0), np.zeros((count, 3, size, size), np.float32)
+    channels = spec.shape[1] or 3
+    rng, x = np.random.default_rng(0), np.zeros((count, channels, size, size), np.float32)
     for cells in (4, 8, 32):
-        noise = rng.standard_normal((count, 3, cells, cells), np.float32)
+        noise = rng.standard_normal((count, channels, cells, cells), np.float32)
         x += noise.repeat(-(-size // cells), axis=2).repeat(-(-size // cells), axis=3)[:, :, :size, :size]
     return x
 
@@ -121,7 +122,8 @@ def peak(args: argparse.Namespace, net: str, work: str) -> dict[str, Any]:
         session = ort.InferenceSession(path_of(args, net), options, providers=["CPUExecutionProvider"])
         value = session.get_inputs()[0]
         size = value.shape[2] if isinstance(value.shape[2], int) else args.size
-        x = np.random.default_rng(0).standard_normal((args.images, 3, size, size), np.float32)
+        channels = value.shape[1] if isinstance(value.shape[1], int) else 3
+        x = np.random.default_rng(0).standard_normal((args.images, channels, size, size), np.float32)
         infer(session, Images(value.name, x, args.images), args.batch)
     else:
         from onnxprune.criteria import Sensitivity
@@ -173,13 +175,14 @@ def whole(args: argparse.Namespace, net: str) -> None:
         print(f"{net}, {args.whole} images, {args.threads} threads: {seconds:.1f} s, {cpu:.1f} s of processors, {most:.0f} MiB")
 
 
-def compiling() -> list[float]:
-    """Seconds that importing the kernels takes with an empty cache, and with a full one."""
+def compiling() -> list[list[float]]:
+    """Seconds, by the clock and of the processor, that importing the kernels takes with an empty cache, and with a full one."""
     with tempfile.TemporaryDirectory() as cache:
-        code = "import time, numba; t = time.perf_counter(); import onnxprune.criteria.compiled; print(time.perf_counter() - t)"
+        code = "import time, numba, onnxprune.criteria.pfp; a, b = time.perf_counter(), time.process_time()\n"
+        code += "import onnxprune.criteria.compiled; print(time.perf_counter() - a, time.process_time() - b)"
         command, environment = [sys.executable, "-c", code], os.environ | {"NUMBA_CACHE_DIR": cache}
         runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
-    return [float(r.stdout.splitlines()[-1]) for r in runs]
+    return [[float(s) for s in r.stdout.splitlines()[-1].split()] for r in runs]
 
 
 def asked(args: argparse.Namespace, net: str, work: str, threads: int, batch: int | None) -> dict[str, Any]:
@@ -196,7 +199,7 @@ def asked(args: argparse.Namespace, net: str, work: str, threads: int, batch: in
 
 def table(args: argparse.Namespace) -> None:
     cold, warm = compiling()
-    print(f"compiling: {cold:.1f} s once, {warm:.1f} s to load from then on\n")
+    print(f"compiling: {cold[0]:.1f} s once ({cold[1]:.1f} s of the processor), {warm[0]:.1f} s to load from then on\n")
     print(
         "| network | batch | mode | inference s | calibration s | ratio | CPU ratio | limit | inference MiB | MiB | allowed |"
     )

@@ -110,7 +110,7 @@ class FastShares:
         times = len(terms) // len(units)
         best = np.repeat(known.astype(np.float64), times)
         flat = np.ascontiguousarray(w.reshape(len(w), -1), np.float32)
-        signs = int((flat > 0).any()) + int((flat < 0).any())
+        signs = int(flat.max(initial=0) > 0) + int(flat.min(initial=0) < 0)
         parts = list(_sign_parts(x.reshape(*x.shape[:2], -1), windows))
         step = max(1, WEIGHTS // (2 * flat.shape[1]))
         blocks = [slice(a, a + step) for a in range(0, len(flat), step)] if signs else []
@@ -132,9 +132,9 @@ class FastShares:
         made = self._split(w, terms)
         if name in self._kept:  # of another model
             self._kept, self._held = {}, 0
-        self._held += made.w.size + made.order.size
-        if self._held <= KEPT:
-            self._kept[name] = source, made
+        size = made.w.size + made.order.size
+        if self._held + size <= KEPT:
+            self._kept[name], self._held = (source, made), self._held + size
         return made
 
     def _split(self, w: Array, terms: Array) -> _Weights:
