@@ -308,7 +308,7 @@ def _report(
         "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},
         "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(certifying.without(pruned))},
         "prunable": {"macs": macs, "params": params},
-        "calibration": {"samples": saliency.samples, "data": list(saliency.data), "criterion": saliency.criterion},
+        "calibration": build.calibration(saliency),
         "groups": build.group_entries(imported.groups, plan),
         "layers": build.layer_entries(imported.groups, accounting, plan, decision.shares if provable else {}),
         "certificate": None,

@@ -21,6 +21,19 @@ from onnxprune.plan import Plan
 from onnxprune.report import build, terminal
 from onnxprune.saliency import Saliency
 
+SHARED = (
+    "method",
+    "recover",
+    "align",
+    "min_channels",
+    "samples",
+    "batch",
+    "seed",
+    "delta",
+    "confidence",
+    "reduce",
+    "sensitivity",
+)
 PIPED_WIDTH = 120  # columns of the tables in a log or a pipe
 DEMO = Path(__file__).resolve().parent / "models"
 
@@ -48,8 +61,7 @@ def _images(args: argparse.Namespace) -> ImageOptions:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    shared = ("method", "recover", "align", "min_channels", "samples", "batch", "seed", "delta", "reduce", "confidence")
-    options = {k: getattr(args, k) for k in shared if hasattr(args, k)}
+    options = {k: getattr(args, k) for k in SHARED if hasattr(args, k)}
     options["providers"] = tuple(p.strip() for p in args.providers.split(",") if p.strip())
     options["images"] = _images(args)
     return options | _about_model(args)

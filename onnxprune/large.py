@@ -31,7 +31,7 @@ from onnxprune.weights import (
     tensors,
 )
 
-LARGE = 64 << 20  # bytes; a model with more of them in tensors keeps these in files
+LARGE = 8 << 20  # bytes; a model with more of them in tensors keeps these in files
 HELD = 1 << 30  # bytes; and one with more than this is never held in memory
 COPIES = 3  # of the weights, that there has to be space for: a pruned model, a masked one, another try
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onnxprune.criteria.base import Mode, Reduce
 from onnxprune.criteria.plain import PLAIN
-from onnxprune.criteria.shares import Reduce
 from onnxprune.data import ImageOptions
 from onnxprune.errors import OptionError
 
@@ -22,7 +22,7 @@ class Options:
     `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of
     it. min_channels: no group becomes narrower. freeze: globs on layer and tensor names. samples: calibration samples, by
     default what the theory asks for. delta: failure probability of the certificate. confidence: that the
-    drop of a budget of that kind is kept. reduce: see `Sensitivity`.
+    drop of a budget of that kind is kept. reduce, sensitivity: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
     inputs whose size the model leaves open. attention: cut whole `heads`, or the same places of every head (`dims`), where
     both can go; by default what leaves more channels to choose from.
@@ -43,6 +43,7 @@ class Options:
     delta: float = 0.01
     confidence: float = 0.95
     reduce: Reduce = "sum"
+    sensitivity: Mode = "exact"
     images: ImageOptions = field(default_factory=ImageOptions)
 
     def __post_init__(self) -> None:
@@ -56,6 +57,10 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if self.reduce not in ("sum", "max"):
+            raise OptionError(f"--reduce is sum or max, not {self.reduce}")
+        if self.sensitivity not in ("exact", "bound"):
+            raise OptionError(f"--sensitivity is exact or bound, not {self.sensitivity}")
         if not 0 < self.delta < 1:
             raise OptionError(f"--delta must lie between 0 and 1, not {self.delta}")
         if not 0 < self.confidence < 1:

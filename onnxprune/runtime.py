@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -68,6 +69,7 @@ def session(
     threads: int | None = None,
     optimise: bool = True,
     reuse: bool = True,
+    pattern: bool = True,
 ) -> ort.InferenceSession:
     """An inference session; ModelError with ONNX Runtime's own words when it refuses the model.
 
@@ -76,11 +78,13 @@ def session(
     reuse: whether a tensor may take the place of one that is no longer needed. Planning that takes time that grows with the
     square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
     the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
+    pattern: whether runs after the first take all their memory at once, beside what the arena holds from the first.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or default_threads()
     options.enable_mem_reuse = reuse
+    options.enable_mem_pattern = pattern
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     blob, folder = wire.staged(model)
@@ -91,6 +95,13 @@ def session(
         return ort.InferenceSession(blob, options, providers=list(providers or ["CPUExecutionProvider"]))
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
         raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from None
+
+
+def release() -> None:
+    """Hands memory that was freed back to the system, where the C library can: what an import left would count for ever."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def run(sess: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:

@@ -27,7 +27,7 @@ def criterion_for(options: Options, providers: list[str]) -> Criterion:
     if options.method in PLAIN:
         made: Criterion = PLAIN[options.method]()
         return made
-    return Sensitivity(options.reduce, providers)
+    return Sensitivity(options.reduce, providers, options.sensitivity)
 
 
 def check_calibration(saliency: Saliency, imported: Imported) -> None:
@@ -68,6 +68,8 @@ def calibrated(imported: Imported, settings: Options, providers: list[str], spli
         )
     if by_elimination:
         return _eliminated(imported, settings, providers, split, tell)
+    if isinstance(criterion, Sensitivity):
+        criterion.prepare(lambda done: tell("compile", done, 1))
     return calibrate_pass(
         imported.groups,
         criterion,

@@ -19,8 +19,9 @@ from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer, Packed, Steps
 from onnxprune.saliency import LayerScore, Saliency, Scores
+from onnxprune.weights import nbytes
 
-MEMORY = 256 << 20  # bytes of activations that one run may hand over
+MEMORY = 64 << 20  # bytes of activations that one run may hand over, or twice what the weights have
 MAX_BATCH = 32
 Progress = Callable[[int, int], None]
 Read: TypeAlias = tuple[str, Steps | Packed | None]
@@ -40,7 +41,8 @@ def calibrate(
 ) -> Saliency:
     """Scores of every prunable channel on the chosen samples.
 
-    indices: which samples, all by default. batch: samples per run, by default as many as fit 256 MB of activations.
+    indices: which samples, all by default. batch: samples per run, by default as many as fit 64 MB of activations, or twice
+    the weights.
     Memory is bounded by that and by one chunk of shares, whatever the number of samples. progress(done, total) is called
     after every batch. Raises ModelError or DataError when the model does not run on the data or overflows on it.
     """
@@ -52,12 +54,15 @@ def calibrate(
     layers = consumers(groups)
     if not layers:
         return _finish(groups, criterion, [], len(chosen), (samples.digest(chosen),))
+    runtime.release()
     weights = weight_values(groups.net, layers)
     reads = list(dict.fromkeys(r for layer in layers for r in _reads(layer)))
     constant = _constant_reads(groups, reads)
     tensors = list(dict.fromkeys([name for name, _ in reads] + parameter_names(steps for _, steps in reads)))
     model, outputs = expose(groups.net.source, tensors)
-    session = runtime.session(runtime.with_outputs(model, outputs.values()), providers=providers)
+    session = runtime.session(runtime.with_outputs(model, outputs.values()), providers=providers, pattern=False)
+    del model
+    runtime.release()
     total: Saliency | None = None
     met: set[str] = set()
     runs = _runs(groups, session, samples, chosen, reads, outputs, batch)
@@ -71,6 +76,7 @@ def calibrate(
             found.extend(_observed(groups, criterion, layer, x, w, known))
             if x.size and w.size:
                 met.add(layer.name)
+        del seen, values, x, w, other  # before the next run, which needs as much
         shard = _finish(groups, criterion, found, count, ())
         total = shard if total is None else total.merged(shard)
         if progress:
@@ -145,10 +151,13 @@ def _runs(
         feeds = samples.batch(fill(part, size, groups))
         found = dict(zip(outputs, runtime.run(session, feeds, list(outputs.values())), strict=True))
         for name, value in found.items():
-            if not np.isfinite(value).all():
+            if not (np.isfinite(np.sum(value)) or np.isfinite(value).all()):  # a sum may overflow; it takes less time
                 raise ModelError(f"tensor '{name}' is NaN or infinite on the sample data", hint="does the model overflow?")
         # Dynamic scales and zero points are those of one run: no later, when runs are stacked.
-        yield {(name, steps): _read(groups, name, steps, found) for name, steps in reads}, len(part)
+        values = {(name, steps): _read(groups, name, steps, found) for name, steps in reads}
+        del found, value, feeds
+        yield values, len(part)
+        del values  # before the next run, which needs as much
 
 
 def _read(groups: Groups, name: str, steps: Steps | Packed | None, found: Mapping[str, Array]) -> Array:
@@ -184,11 +193,17 @@ def _stacked(runs: Iterable[tuple[Values, int]], most: int) -> Iterator[tuple[Va
     count = 0
     for values, samples in runs:
         new = (samples, [v.shape for v in values.values()])
-        if waiting and (new != kind or len(waiting) == most):
+        if waiting and new != kind:
             yield _joined(waiting), count
             waiting, count = [], 0
         waiting.append(values)
         kind, count = new, count + samples
+        del values
+        if len(waiting) == most:
+            joined, waiting = _joined(waiting), []
+            yield joined, count
+            del joined
+            count = 0
     if waiting:
         yield _joined(waiting), count
 
@@ -204,7 +219,8 @@ def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None) -> in
         return fixed
     times = groups.net.inside.repeats
     per_sample = sum(4 * times.get(t, 1) * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in tensors)
-    return wanted or max(1, min(MAX_BATCH, MEMORY // max(1, per_sample)))
+    room = max(MEMORY, 2 * sum(nbytes(t) or 0 for t in groups.net.initializers.values()))
+    return wanted or max(1, min(MAX_BATCH, room // max(1, per_sample)))
 
 
 def fixed_batch(groups: Groups) -> int | None:

@@ -531,7 +531,8 @@ def test_verify_says_what_it_could_not_check(files: Path, capsys: pytest.Capture
 def test_verify_takes_the_samples_that_prune_took(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, seed in (("c", 21), ("v", 22)):
         np.savez(files / f"{name}.npz", x=small.images(60, seed=seed))
-    common = f"{files}/m.onnx --data {files}/d.npz --samples 20 --macs 0.7 --recover none --method pfp --validation {files}/v.npz --certify {files}/c.npz"
+    common = f"{files}/m.onnx --data {files}/d.npz --samples 20 --macs 0.7 --recover none --method pfp"
+    common += f" --validation {files}/v.npz --certify {files}/c.npz"
     assert run(f"prune {common} -o {files}/q.onnx") == 0
     capsys.readouterr()
     command = f"verify {files}/m.onnx {files}/q.onnx"

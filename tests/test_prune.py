@@ -365,6 +365,27 @@ def test_shards_merge_to_the_calibration_of_all_data(here: Path) -> None:
     assert core(here / "both.onnx") == core(here / "whole.onnx") != core(here / "first.onnx")
 
 
+def test_bounds_of_sensitivities_are_named_and_do_not_merge_with_exact_ones(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("calibrate m.onnx --data d.npz -q -o exact") == 0
+    assert run("calibrate m.onnx --data d.npz -q --sensitivity bound -o bound") == 0
+    exact, bound = Saliency.load(here / "exact"), Saliency.load(here / "bound")
+    assert (exact.options["sensitivity"], bound.options["sensitivity"]) == ("exact", "bound")
+    for a, b in zip(exact.layers, bound.layers, strict=True):
+        assert (a.values <= b.values * (1 + 1e-6)).all() and (b.values <= a.values * 1.26).all()
+    capsys.readouterr()
+    assert run("merge exact bound -q -o both") == 2
+    assert "differ in options" in capsys.readouterr().err and not (here / "both").exists()
+    assert run("prune m.onnx --data d.npz --macs 0.5 --sensitivity bound --method pfp-deterministic -o a.onnx") == 0
+    assert "sensitivities (bounds of them)" in " ".join(capsys.readouterr().out.split())
+    for name, options, mode in (("b", "--calibration bound", "bound"), ("c", "--calibration exact", "exact")):
+        assert run(f"prune m.onnx {options} -q --macs 0.5 --method pfp-deterministic -o {name}.onnx") == 0
+        report = json.loads((here / f"{name}.onnx.report.json").read_text())
+        assert report["calibration"]["options"]["sensitivity"] == report["certificate"]["sensitivities"] == mode
+    assert sha(here / "a.onnx") == sha(here / "b.onnx")
+
+
 def test_a_plan_applied_again_gives_the_same_bytes(here: Path) -> None:
     for method in ("pfp", "l1"):  # the first rescales weights
         options = f"--data d.npz -q --macs 0.4 --method {method} --recover none"

@@ -21,8 +21,8 @@ from onnx import numpy_helper
 
 from onnxprune import runtime
 from onnxprune.contraction import consumers, normal_form
-from onnxprune.criteria import FPGM, L1, L2, Activation, Random, Sensitivity, bounded, shares
-from onnxprune.criteria.shares import Reduce
+from onnxprune.criteria import FPGM, L1, L2, Activation, Random, Sensitivity, fast, shares
+from onnxprune.criteria.base import Reduce
 from onnxprune.errors import DataError, ModelError
 from onnxprune.passes.calibrate import calibrate
 from onnxprune.passes.surgery import surgery
@@ -32,8 +32,21 @@ from onnxprune.wire import digest
 
 Array = np.ndarray[Any, Any]
 BOTH = pytest.mark.parametrize("reduce", ["sum", "max"])
-KERNELS = ["bounds", "dense", "max"]
+KERNELS = ["sum", "max", "graph sum", "graph max"]
 EACH = pytest.mark.parametrize("kernel", KERNELS)
+
+
+class GraphSensitivity(Sensitivity):
+    """As other providers than the CPU compute it."""
+
+    @property
+    def engine(self) -> shares.Shares:  # type: ignore[override]
+        return shares.Shares(self._reduce)
+
+
+def made_by(kernel: str) -> Sensitivity:
+    reduce: Reduce = "max" if kernel.endswith("max") else "sum"
+    return GraphSensitivity(reduce) if kernel.startswith("graph") else Sensitivity(reduce)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -206,15 +219,15 @@ def score(net: onnx.ModelProto, x: Array, reduce: Reduce = "sum", **options: Any
 def check(case: Case, kernel: str) -> None:
     """The windows are those of ONNX Runtime, and the sensitivities those of the reference.
 
-    kernel: `max`, or for `sum` whether few patches are evaluated (bounds) or all (dense).
+    kernel: how terms combine, and whether ONNX Runtime does it all.
     """
-    reduce: Reduce = "max" if kernel == "max" else "sum"
+    reduce: Reduce = "max" if kernel.endswith("max") else "sum"
     if kernel == "max":
         (out,), (bias,) = nets.run(case.net, case.x, "out"), nets.run(case.net, np.zeros_like(case.x), "out")
         z = (out.astype(np.float64) - bias).reshape(-1)
         np.testing.assert_allclose(np.sort(z), np.sort(case.outputs().reshape(-1)), rtol=1e-3, atol=1e-4)
-    with mock.patch.object(bounded, "DENSE", 1.0 if kernel == "bounds" else 0.0):
-        found = [x.values for x in score(case.net, case.x, reduce).layers if x.layer == "out"]
+    scores = calibrate(nets.grouped(case.net), made_by(kernel), nets.samples(case.net, case.x)).layers
+    found = [x.values for x in scores if x.layer == "out"]
     for got, want in zip(found, case.expected(reduce), strict=True):
         assert 0 < want.min() < 0.99
         np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -568,25 +581,27 @@ def test_duplicated_channel_halves_its_sensitivity(taps: tuple[int, ...], reduce
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 6), st.sampled_from([1.0, bounded.DENSE]))
-def test_more_samples_never_lower_a_sensitivity(seed: int, few: int, more: int, dense: float) -> None:
+@given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 6), st.sampled_from(["sum", "graph sum"]))
+def test_more_samples_never_lower_a_sensitivity(seed: int, few: int, more: int, kernel: str) -> None:
     """Samples of very different magnitudes, too: a faint one counts as much as a strong one."""
     rng = np.random.default_rng(seed)
     x = draw(rng, (few + more, 8, 5), True) * 10 ** rng.uniform(-9, 9, (few + more, 1, 1))
     net = conv_net(weigh(rng, (3, 8, 2)), (5,))
-    with mock.patch.object(bounded, "DENSE", dense):
-        assert (values(net, x) >= values(net, x[:few]) * (1 - 1e-5)).all()
+    groups, criterion = nets.grouped(net), made_by(kernel)
+    all_of, some = (
+        calibrate(groups, criterion, nets.samples(net, a.astype(np.float32))).layers[0].values for a in (x, x[:few])
+    )
+    assert (all_of >= some * (1 - 1e-5)).all()
 
 
 @EACH
-def test_batches_do_not_matter(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_matter(kernel: str) -> None:
     """Not even when one sample is a hundred million times as strong as the others."""
-    monkeypatch.setattr(bounded, "DENSE", 1.0 if kernel == "bounds" else bounded.DENSE)
     rng = np.random.default_rng(17)
     net = nets.convnet(rng)
     x = rng.standard_normal((33, 3, 6, 6)).astype(np.float32)
     x[5] *= 1e8
-    found = {b: score(net, x, "max" if kernel == "max" else "sum", batch=b) for b in (1, 7, 32)}
+    found = {b: calibrate(nets.grouped(net), made_by(kernel), nets.samples(net, x), batch=b) for b in (1, 7, 32)}
     assert found[1].samples == 33 and len(found[1].layers) == 2
     assert len({f.data for f in found.values()}) == 1
     for other in (7, 32):
@@ -633,10 +648,10 @@ def test_chosen_samples_only() -> None:
         np.testing.assert_array_equal(m.values, n.values)
 
 
-@BOTH
-@pytest.mark.parametrize(("chunk", "dense"), [(1, 1.0), (1, 0.0), (3000, 0.3)])
+@EACH
+@pytest.mark.parametrize("chunk", [1, 40, 3000])
 @pytest.mark.parametrize("kind", ["conv", "1x1", "groups", "transposed", "flatten"])
-def test_chunks_do_not_matter(kind: str, chunk: int, dense: float, reduce: Reduce, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_matter(kind: str, chunk: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(23)
     if kind == "flatten":
         net, x = nets.convnet(rng), rng.standard_normal((3, 3, 6, 6)).astype(np.float32)
@@ -645,12 +660,11 @@ def test_chunks_do_not_matter(kind: str, chunk: int, dense: float, reduce: Reduc
         chosen = options.get(kind, TRANSPOSED["output_padding"])
         case = conv_case(rng, **chosen, transposed=kind == "transposed")
         net, x = case.net, case.x
-    whole = score(net, x, reduce)
+    whole = calibrate(nets.grouped(net), made_by(kernel), nets.samples(net, x))
     monkeypatch.setattr(shares, "CHUNK", chunk)
-    monkeypatch.setattr(bounded, "PAIRS", chunk)
-    monkeypatch.setattr(bounded, "CACHE", chunk)
-    monkeypatch.setattr(bounded, "DENSE", dense)
-    for a, b in zip(whole.layers, score(net, x, reduce).layers, strict=True):
+    for name in ("PIECE", "FEWEST", "MOST", "HELD", "WEIGHTS", "KEPT"):
+        monkeypatch.setattr(fast, name, chunk)
+    for a, b in zip(whole.layers, calibrate(nets.grouped(net), made_by(kernel), nets.samples(net, x)).layers, strict=True):
         np.testing.assert_allclose(a.values, b.values, rtol=2e-6)
 
 
@@ -686,11 +700,10 @@ def test_saving_work_costs_no_exactness(seed: int, taps: tuple[int, ...], channe
     groups = nets.grouped(net)
     (layer,) = consumers(groups)
     x, w = x.astype(np.float32), constant(net, "w")
-    with mock.patch.object(bounded, "DENSE", 1.0):
-        (fast,) = Sensitivity().observe(groups, layer, x, w)
-    kernel = shares.Shares("sum")
-    whole = [kernel.largest(c, np.arange(channels)[:, None])[0] for c in normal_form(groups, layer, x, w)]
-    np.testing.assert_allclose(fast.values, np.max(whole, axis=0), rtol=1e-5)
+    (found,) = Sensitivity().observe(groups, layer, x, w)
+    kernel, nothing = shares.Shares("sum"), np.zeros(channels)
+    whole = [kernel.largest(c, np.arange(channels)[:, None], nothing)[0] for c in normal_form(groups, layer, x, w)]
+    np.testing.assert_allclose(found.values, np.max(whole, axis=0), rtol=1e-5)
 
 
 # ---- 1.8: denominators that are zero, or next to it
@@ -720,11 +733,11 @@ def test_tiny_denominators_give_no_share(taps: int, size: float, live: bool) -> 
 
 
 @pytest.mark.parametrize("far", [1e-6, 4e-6, 1e-4])
-@pytest.mark.parametrize("dense", [0.0, 1.0])
-def test_filters_are_held_against_the_largest_of_their_layer(dense: float, far: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@EACH
+def test_filters_are_held_against_the_largest_of_their_layer(kernel: str, far: float) -> None:
     """The second filter sees channel 2 alone, and its denominator is much smaller than the first filter's."""
-    monkeypatch.setattr(bounded, "DENSE", dense)
-    s = values(matmul_net(np.array([[1, 0], [1, 0], [1, far]])), np.ones((2, 3)))
+    net = matmul_net(np.array([[1, 0], [1, 0], [1, far]]))
+    s = calibrate(nets.grouped(net), made_by(kernel), nets.samples(net, np.ones((2, 3), np.float32))).layers[0].values
     np.testing.assert_allclose(s, [1 / 3, 1 / 3, 1.0 if far > 3e-6 else 1 / 3], rtol=1e-6)
 
 
@@ -742,28 +755,26 @@ def test_numbers_at_the_edge_of_float32(taps: tuple[int, ...], reduce: Reduce) -
         assert np.isfinite(s).all() and s.min() >= 0 and s.max() <= 1
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("taps", [(1,), (2,)])
 @pytest.mark.parametrize("far", [1e-8, 1e-14, 1e-25, 1e-40])
-def test_weights_of_very_different_size(far: float, taps: tuple[int, ...], reduce: Reduce) -> None:
+def test_weights_of_very_different_size(far: float, taps: tuple[int, ...], kernel: str) -> None:
     """Only the channel with the largest weights is dead, and those of another are smaller still than the rest."""
     rng = np.random.default_rng(45)
     x, w = rng.uniform(0.1, 1, (3, 4, 5)), rng.uniform(1, 2, (3, 4, *taps)).astype(np.float32)
     x[:, 0], w[:, 1:] = 0, w[:, 1:] * np.float32(far)
     w[:, 3] *= np.float32(far)
-    want = brute(conv_windows(x, taps, {}, False), w, np.arange(4), reduce)
-    for dense in (1.0, 0.0):
-        with mock.patch.object(bounded, "DENSE", dense):
-            s = values(conv_net(w, (5,)), x, reduce, batch=1)
-        assert np.isfinite(s).all() and s[0] == 0
-        before = np.full(4, 0.3)
-        groups = nets.grouped(conv_net(w, (5,)))
-        (group,), (layer,) = groups.prunable, consumers(groups)
-        (found,) = Sensitivity(reduce).observe(groups, layer, x, w, {group.id: before})
-        np.testing.assert_allclose(found.values, np.maximum(before, s), rtol=1e-5)
-        if far > 1e-18:
-            np.testing.assert_allclose(s[:3], want[:3], rtol=1e-5)
-            np.testing.assert_allclose(s[3], want[3], rtol=1e-5, atol=1e-12)
+    want = brute(conv_windows(x, taps, {}, False), w, np.arange(4), "max" if kernel.endswith("max") else "sum")
+    groups, x = nets.grouped(conv_net(w, (5,))), x.astype(np.float32)
+    (group,), (layer,) = groups.prunable, consumers(groups)
+    s = calibrate(groups, made_by(kernel), nets.samples(conv_net(w, (5,)), x), batch=1).layers[0].values
+    assert np.isfinite(s).all() and s[0] == 0
+    before = np.full(4, 0.3)
+    (found,) = made_by(kernel).observe(groups, layer, x, w, {group.id: before})
+    np.testing.assert_allclose(found.values, np.maximum(before, s), rtol=1e-5)
+    if far > 1e-18:
+        np.testing.assert_allclose(s[:3], want[:3], rtol=1e-5)
+        np.testing.assert_allclose(s[3], want[3], rtol=1e-5, atol=1e-12)
 
 
 # ---- events

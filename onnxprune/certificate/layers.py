@@ -60,7 +60,7 @@ def sampling(groups: Groups, shares: Mapping[str, Share], saliency: Saliency, de
         any(x["vacuous"] for x in layers.values()),
         K=theory.K_DEFAULT,
         samples=saliency.samples,
-        mode=str(saliency.options.get("mode", "exact")),
+        mode=str(saliency.options.get("sensitivity", "exact")),
         delta=delta,
         delta_calibration=rounded_up(missed),
         deterministic=fixed,
@@ -112,7 +112,7 @@ def calibration(groups: Groups, plan: Plan, saliency: Saliency, measured: bool =
         samples=saliency.samples,
         source="data" if measured else "file",
         data=list(saliency.data),
-        mode=str(saliency.options.get("mode", "exact")),
+        mode=str(saliency.options.get("sensitivity", "exact")),
         layers=layers,
     )
 

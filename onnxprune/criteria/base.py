@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
+
+Reduce: TypeAlias = Literal["sum", "max"]
+Mode: TypeAlias = Literal["exact", "bound"]
 
 
 class Criterion(Protocol):

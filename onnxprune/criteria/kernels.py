@@ -52,6 +52,7 @@ def build_session(
     outputs: Sequence[str],
     constants: Mapping[str, Any],
     providers: list[str] | None,
+    threads: int | None = None,
 ) -> Any:
     """A session for a small float32 graph; `constants` become its initializers."""
     used = {x for n in nodes for x in n.input}
@@ -62,4 +63,4 @@ def build_session(
         [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
         [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items() if n in used],
     )
-    return runtime.session(helper.make_model(graph, opset_imports=[_OPSET], ir_version=8), providers=providers)
+    return runtime.session(helper.make_model(graph, opset_imports=[_OPSET], ir_version=8), providers=providers, threads=threads)

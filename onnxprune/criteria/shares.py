@@ -1,4 +1,4 @@
-"""The share of every channel in what a linear layer computes: the heart of PFP, executed by ONNX Runtime.
+"""The share of every channel in what a linear layer computes, by ONNX Runtime alone: for providers other than the CPU.
 
 For a part (sign of the weights, sign of the activations) all terms are non-negative and the share of channel j in output
 i at patch p is c_ijp / z_ip, with c_ijp the sum of the channel's terms and z_ip the sum of all. The numerators of all
@@ -8,7 +8,7 @@ filters go in chunks, so memory stays bounded.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,10 +17,10 @@ from onnx import helper
 from onnxprune import runtime
 from onnxprune.channels import Index
 from onnxprune.contraction import Contraction
+from onnxprune.criteria.base import Reduce
 from onnxprune.criteria.kernels import LEAST, TINY, Part, build_session, parts
 from onnxprune.graph import Array
 
-Reduce: TypeAlias = Literal["sum", "max"]
 CHUNK = 4 << 20  # elements of the largest intermediate
 
 
@@ -31,12 +31,12 @@ class Shares:
         self.reduce, self.providers = reduce, providers
         self._sessions: dict[Any, Any] = {}
 
-    def largest(self, c: Contraction, units: Index) -> tuple[Array, int]:
-        """(maximal share of every unit over all outputs, patches and samples [U] float64; live sign parts).
+    def largest(self, c: Contraction, units: Index, known: Array, key: object = None) -> tuple[Array, int]:
+        """(the larger of `known` and the largest share of every unit, over all outputs and samples [U]; live sign parts).
 
-        units: [U, m] positions within the contraction's own channel axis.
+        units: [U, m] positions within the contraction's own channel axis. Nothing is kept by `key`.
         """
-        best = np.zeros(len(units))
+        best = known.astype(np.float64)
         live = 0
         for part in parts(c):
             live += 1

@@ -11,6 +11,7 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.errors import PlanError, ValidationError
 from onnxprune.groups import Accounting, Groups, is_parameter
 from onnxprune.plan import Kept, Plan
+from onnxprune.saliency import Saliency
 from onnxprune.selection import Share
 
 # Where activations are multiplied no weight sums over the channel: zeroing what makes it does what zeroing a consumer does.
@@ -106,6 +107,16 @@ def layer_entries(groups: Groups, accounting: Accounting, plan: Plan, shares: Ma
             }
         )
     return entries
+
+
+def calibration(saliency: Saliency) -> dict[str, Any]:
+    """What the scores are of: samples, data, criterion and its options."""
+    return {
+        "samples": saliency.samples,
+        "data": list(saliency.data),
+        "criterion": saliency.criterion,
+        "options": dict(saliency.options),
+    }
 
 
 def prunable_share(groups: Groups, accounting: Accounting) -> tuple[float, float]:

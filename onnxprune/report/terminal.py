@@ -12,7 +12,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-STAGES = {"calibrate": "calibrating", "search": "certifying networks", "validate": "comparing outputs"}
+STAGES = {
+    "compile": "compiling once",
+    "calibrate": "calibrating",
+    "eliminate": "eliminating channels",
+    "recover": "recovering layers",
+    "search": "certifying networks",
+    "validate": "comparing outputs",
+}
 
 
 def number(n: float) -> str:
