@@ -193,8 +193,9 @@ class _Job:
 
     @cached_property
     def finish(self) -> Finisher:
+        tell = self.tell  # not the job itself, which would be a cycle that holds temporary files
         return Finisher(
-            self.imported, self.settings, self.split, self.providers, lambda done, total: self.tell("recover", done, total)
+            self.imported, self.settings, self.split, self.providers, lambda done, total: tell("recover", done, total)
         )
 
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
@@ -249,7 +250,7 @@ class _Job:
                 self.measured,
                 drop,
             )
-        imported.groups.net.scratch.drop(*[m for m in (exact, masked, cut) if m is not None and m is not pruned])
+        imported.groups.net.scratch.drop(*[m for m in (exact, masked, cut) if m is not None], keep=(pruned,))
         return certifying.attach(pruned, told), found, told
 
 

@@ -89,17 +89,19 @@ class Finisher:
         errors = {"none": self._error(cut), how: self._error(made.model)}
         finished = Finished(cut, made.model, how, errors, len(indices), made)
         worse = finished.error >= (float("inf") if errors["none"] is None else errors["none"])
-        return replace(finished, model=cut, how="none") if worse else finished
+        if worse:
+            self.imported.groups.net.scratch.drop(made.model, keep=(cut,))
+            return replace(finished, model=cut, how="none")
+        return finished
 
     def _error(self, model: onnx.ModelProto) -> float | None:
         assert self.split.calibration is not None
         source, indices = self.split.calibration, self.split.choice_indices
         return compare(self.imported.model, model, source, indices, self.providers).relative_l2
 
-    def drop(self, finished: Finished, keep: bool = False) -> None:
-        """Deletes the temporary files of a model that is not kept, or of the cut behind one that is."""
-        models = [m for m in (finished.cut, finished.model) if not (keep and m is finished.model)]
-        self.imported.groups.net.scratch.drop(*models)
+    def drop(self, finished: Finished) -> None:
+        """Deletes the temporary files of what is not kept."""
+        self.imported.groups.net.scratch.drop(finished.cut, finished.model)
 
 
 def batches(groups: Groups, samples: Samples, indices: Index, wanted: int | None) -> Iterator[Mapping[str, Array]]:

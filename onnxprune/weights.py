@@ -94,9 +94,10 @@ class Scratch:
             hint = "set TMPDIR to a folder with space for another copy of the weights"
             raise OutputError(f"cannot keep changed weights in {tempfile.gettempdir()}: {error}", hint=hint) from None
 
-    def drop(self, *models: onnx.ModelProto) -> None:
-        """Deletes the files that the models refer to here; other models must not."""
-        for path in {place(t).path for m in models for t in references(m)}:
+    def drop(self, *models: onnx.ModelProto, keep: Iterable[onnx.ModelProto] = ()) -> None:
+        """Deletes the files that the models refer to here; other models must not, but for those to keep."""
+        kept = {place(t).path for m in keep for t in references(m)}
+        for path in {place(t).path for m in models for t in references(m)} - kept:
             if path.parent == self._folder:
                 path.unlink(missing_ok=True)
 

@@ -66,6 +66,7 @@ def recover(
             break
         for site in ready:
             site.write(model, *recovered(site, replay, targets, how), scratch)
+            replay.look_again()
             targets.drop(site)
             del left[site.node]
             if progress:

@@ -182,7 +182,7 @@ def test_no_layer_of_a_shipped_network_leaves_its_calibration_bound(method: str)
     models = Path(__file__).resolve().parent.parent / "models"
     with np.load(models / "fashion-mnist.npz") as archive:
         data = {"x": archive["x"][:40].astype(np.float32).reshape(-1, 1, 28, 28)}
-    found = onnxprune.prune(models / "vgg8.onnx", data, budget={"macs": 0.8}, method=method, samples=12)
+    found = onnxprune.prune(models / "vgg8.onnx", data, budget={"macs": 0.8}, method=method, samples=12, recover="none")
     ratios = list(simulate.deviations(models / "vgg8.onnx", data, found, ImageOptions(), 12))
     assert len(ratios) >= 3 and sum(d.events for d in ratios) > 500_000
     assert max(d.ratio for d in ratios) <= 1.0

@@ -23,7 +23,7 @@ import small
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import api, cli, files, large, runtime, weights, wire
+from onnxprune import cli, files, finish, large, runtime, weights, wire
 from onnxprune.criteria import plain
 from onnxprune.errors import ModelError, OutputError, ValidationError
 from onnxprune.passes import validate
@@ -598,14 +598,14 @@ def test_failed_validation_writes_nothing(
     here: Path, by_reference: None, monkeypatch: pytest.MonkeyPatch, damage: Callable[[onnx.ModelProto, weights.Scratch], None]
 ) -> None:
     path = stored("one_file", here, small.chain())
-    real, scratch = api.surgery, weights.Scratch()
+    real, scratch = finish.surgery, weights.Scratch()
 
     def wrong(*arguments: Any) -> onnx.ModelProto:
         model = real(*arguments)
         damage(model, scratch)
         return model
 
-    monkeypatch.setattr(api, "surgery", wrong)
+    monkeypatch.setattr(finish, "surgery", wrong)
     with pytest.raises(ValidationError):
         onnxprune.prune(path, budget={"macs": 0.5}, method="l1")
     assert run(f"prune {path} -q --macs 0.5 --method l1 -o out.onnx") == 3

@@ -343,7 +343,8 @@ def on_models(args: argparse.Namespace) -> int:
         data = args.data or noise(path, args.samples + 8)
         for macs in args.macs:
             for method in ("pfp-deterministic", "pfp", "pfp-random"):
-                result = onnxprune.prune(path, data, budget={"macs": macs}, method=method, samples=args.samples, images=images)
+                options = {"method": method, "recover": "none", "samples": args.samples, "images": images}
+                result = onnxprune.prune(path, data, budget={"macs": macs}, **options)
                 found = list(deviations(path, data, result, images, args.samples))
                 told = (result.certificate or {})["network"]
                 over = sum(d.ratio > 1 for d in found)

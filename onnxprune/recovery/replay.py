@@ -58,12 +58,16 @@ class Replay:
         self.nodes = list(model.graph.node)
         self._shelf = Shelf()
         self.batches = [{k: self._shelf.put(v) for k, v in b.items()} for b in batches]
-        self._initializers = {t.name for t in model.graph.initializer}
         self._outputs = {o.name for o in model.graph.output}
-        self._reads = [[x for x in n.input if x] + control.captured(n) for n in self.nodes]
+        self.look_again()
         self._producer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         self._fixed = self._constant_nodes()
         self._left = set(range(len(self.nodes))) - self._fixed
+
+    def look_again(self) -> None:
+        """What the nodes read, after some were given new constants."""
+        self._initializers = {t.name for t in self.model.graph.initializer}
+        self._reads = [[x for x in n.input if x] + control.captured(n) for n in self.nodes]
 
     def _constant_nodes(self) -> set[int]:
         """Nodes that read constants only: every piece that needs one has it."""

@@ -14,6 +14,7 @@ from onnxprune.channels import Dim, Index
 from onnxprune.control import captured
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
+from onnxprune.inline import constant_value
 from onnxprune.plan import Plan
 from onnxprune.recovery.linear import SOLVABLE, Linear
 from onnxprune.rules import Layer
@@ -24,10 +25,15 @@ LEAST_GAIN = 1e-6
 
 @dataclass(frozen=True)
 class Home:
-    """The constant that takes up a shift of a layer's output, and by what the shift is multiplied there."""
+    """The constant that takes up a shift of a layer's output, and by what the shift is multiplied there.
+
+    use: (node, position of its input) that reads it there. shared: others read it too, as exporters merge equal constants.
+    """
 
     tensor: str
+    use: tuple[int, int]
     factor: float = 1.0
+    shared: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,19 +83,69 @@ class Site:
 
     def write(self, model: onnx.ModelProto, weight: Array, bias: Array, scratch: weights.Scratch | None) -> None:
         """Sets the weight, and by way of `home` the output's means. bias: what the layer itself would have to add."""
-        protos = {t.name: t for t in model.graph.initializer}
-        _set(protos[self.tensor], weight, scratch)
-        if self.home is not None:
-            old = np.asarray(weights.array(protos[self.home.tensor]), np.float64)
-            _set(protos[self.home.tensor], old + (self.home.factor * (bias - self.bias)).reshape(old.shape), scratch)
+        protos = constants(model)
+        _set(model, protos[self.tensor], self.tensor, weight, scratch)
+        if self.home is None:
+            return
+        proto = protos[self.home.tensor]
+        old = np.asarray(weights.array(proto), np.float64)
+        shifted = old + (self.home.factor * (bias - self.bias)).reshape(old.shape)
+        if self.home.shared:
+            node, position = self.home.use
+            model.graph.node[node].input[position] = _add(model, proto, self.home.tensor, shifted, scratch)
+        else:
+            _set(model, proto, self.home.tensor, shifted, scratch)
 
 
-def _set(proto: onnx.TensorProto, value: Array, scratch: weights.Scratch | None) -> None:
-    name, doc = proto.name, proto.doc_string
-    proto.CopyFrom(weights.tensor_of(value, proto.data_type, scratch))
-    proto.name = name
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The constants of a model's graph, by name: initializers, Constant nodes, and what an Identity makes of one of them."""
+    found = {t.name: t for t in model.graph.initializer}
+    copies = {}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and (value := constant_value(node)) is not None:
+            found[node.output[0]] = value
+        elif node.op_type == "Identity":
+            copies[node.output[0]] = node.input[0]
+    for name in copies:
+        source = name
+        while source in copies:
+            source = copies[source]
+        if source in found:
+            found[name] = found[source]
+    return found
+
+
+def _add(model: onnx.ModelProto, like: onnx.TensorProto, name: str, value: Array, scratch: weights.Scratch | None) -> str:
+    """A new initializer named after another constant; returns its name."""
+    taken = {t.name for t in model.graph.initializer} | {v.name for v in model.graph.input}
+    taken |= {o for n in model.graph.node for o in n.output}
+    number = 1
+    while (fresh := f"{name}.{number}") in taken:
+        number += 1
+    made = weights.tensor_of(value, like.data_type, scratch)
+    made.name = fresh
+    model.graph.initializer.append(made)
+    if model.ir_version < 4:  # until then every initializer had to be a graph input too
+        model.graph.input.append(onnx.helper.make_tensor_value_info(fresh, made.data_type, list(made.dims)))
+    return fresh
+
+
+def _set(model: onnx.ModelProto, proto: onnx.TensorProto, name: str, value: Array, scratch: weights.Scratch | None) -> None:
+    """Gives a constant another value, where it stands: in an initializer, in a Constant node, or behind Identities."""
+    maker = next((n for n in model.graph.node if name in n.output), None)
+    while maker is not None and maker.op_type == "Identity":
+        name = maker.input[0]
+        maker = next((n for n in model.graph.node if name in n.output), None)
+    old, doc = proto.name, proto.doc_string
+    made = weights.tensor_of(value, proto.data_type, scratch)
+    made.name = old
     if doc:
-        proto.doc_string = doc
+        made.doc_string = doc
+    if maker is None:
+        next(t for t in model.graph.initializer if t.name == name).CopyFrom(made)
+        return
+    del maker.attribute[:]
+    maker.attribute.append(onnx.helper.make_attribute("value", made))
 
 
 def sites(groups: Groups, plan: Plan, model: onnx.ModelProto) -> tuple[list[Site], dict[str, str]]:
@@ -121,7 +177,7 @@ class _Finder:
         self.groups = groups
         self.removed = groups.removed({name: k.indices for name, k in plan.groups.items()})
         self.nodes = model.graph.node
-        self.protos = {t.name: t for t in model.graph.initializer}
+        self.protos = constants(model)
         self.producer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         self.readers: dict[str, list[int]] = {}
         for i, node in enumerate(self.nodes):
@@ -151,11 +207,11 @@ class _Finder:
         bias = self._bias(node, linear)
         if bias is None:
             return "its bias is computed"
-        home = self._home(node, linear)
+        home = self._home(index, linear)
         path = self._path(layer.out, linear.outs)
         kept = self._kept(layer.out)
         return Site(
-            layer, index, node.input[0], layer.out.tensor, linear, proto.name, weights.array(proto), kept, bias, home, path
+            layer, index, node.input[0], layer.out.tensor, linear, node.input[1], weights.array(proto), kept, bias, home, path
         )
 
     def _kept(self, dim: Dim) -> Index:
@@ -163,7 +219,11 @@ class _Finder:
         return np.delete(every, self.removed[dim]) if dim in self.removed else every
 
     def _alone(self, name: str) -> bool:
-        return name in self.protos and len(self.readers.get(name, ())) == 1
+        """Whether nobody else reads a constant, also where Identities lead to it."""
+        if name not in self.protos or len(self.readers.get(name, ())) != 1:
+            return False
+        maker = self.producer.get(name)
+        return maker is None or self.nodes[maker].op_type != "Identity" or self._alone(self.nodes[maker].input[0])
 
     def _only_reader(self, tensor: str) -> int | None:
         readers = self.readers.get(tensor, [])
@@ -184,20 +244,27 @@ class _Finder:
             return None
         return np.broadcast_to(float(_attributes(node).get("beta", 1.0)) * value.reshape(-1), (linear.outs,))
 
-    def _home(self, node: onnx.NodeProto, linear: Linear) -> Home | None:
+    def _home(self, index: int, linear: Linear) -> Home | None:
         """Its own bias, else the mean of the batch normalisation or the constant of the Add that alone reads it."""
+        node = self.nodes[index]
         beta = float(_attributes(node).get("beta", 1.0))
-        if len(node.input) > 2 and self._alone(node.input[2]) and self._entries(node.input[2]) == linear.outs and beta:
-            return Home(node.input[2], 1 / beta)
-        index = self._only_reader(node.output[0])
-        reader = None if index is None else self.nodes[index]
-        if reader is not None and self._normalises(reader, node.output[0]) and self._alone(reader.input[3]):
-            return Home(reader.input[3], -1.0)
-        if reader is not None and reader.op_type == "Add":
+        if len(node.input) > 2 and node.input[2] in self.protos and self._entries(node.input[2]) == linear.outs and beta:
+            return self._as_home((index, 2), 1 / beta)
+        following = self._only_reader(node.output[0])
+        if following is None:
+            return None
+        reader = self.nodes[following]
+        if self._normalises(reader, node.output[0]):
+            return self._as_home((following, 3), -1.0)
+        if reader.op_type == "Add":
             other = _other(reader, node.output[0])
-            if self._alone(other) and self._per_channel(other, linear.outs, len(linear.taps)):
-                return Home(other)
+            if other in self.protos and self._per_channel(other, linear.outs, len(linear.taps)):
+                return self._as_home((following, list(reader.input).index(other)))
         return None
+
+    def _as_home(self, use: tuple[int, int], factor: float = 1.0) -> Home:
+        name = str(self.nodes[use[0]].input[use[1]])
+        return Home(name, use, factor, shared=not self._alone(name))
 
     def _entries(self, name: str) -> int:
         return int(np.prod(self.protos[name].dims))

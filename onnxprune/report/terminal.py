@@ -108,6 +108,7 @@ def _calibration(part: Mapping[str, Any]) -> Iterator[str]:
     found = part["layers"].values()
     empty, worst = sum(x["vacuous"] for x in found), max(x["bound"] for x in found)
     said = f", vacuous (>= 1) in {empty} of {len(found)} layers" if empty else ""
+    said += " (by upper bounds of the sensitivities)" if part["mode"] == "bound" else ""
     yield f"on the {part['samples']} samples themselves pre-activations move by at most {worst:.3g} of the absolute sum{said}"
 
 
