@@ -134,8 +134,12 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--confidence", type=float, default=0.95, metavar="C", help="with which --max-drop is certified (default 0.95)"
     )
-    group.add_argument("--method", choices=METHODS, default="auto")
-    group.add_argument("--recover", choices=RECOVERIES, default="auto", help="training-free recovery")
+    group.add_argument(
+        "--method", choices=METHODS, default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
+    )
+    group.add_argument(
+        "--recover", choices=RECOVERIES, default="auto", help="new weights without training; auto: lsq where that helps"
+    )
     group.add_argument(
         "--align",
         type=int,

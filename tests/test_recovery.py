@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from single import build, ints, w
 
 import onnxprune
-from onnxprune import runtime
+from onnxprune import cli, runtime
 from onnxprune.groups import Groups
 from onnxprune.passes.recover import recover
 from onnxprune.passes.surgery import surgery
@@ -408,3 +408,14 @@ def test_recovered_pairs_verify(results: dict[str, onnxprune.Result], tmp_path: 
     found = onnxprune.verify(tmp_path / "net.onnx", tmp_path / "out.onnx", result.report)
     assert found["validation"]["masked_max_relative_error"] < 1e-4
     assert result.stored == results["obs"].stored
+
+
+def test_the_terminal_tells_what_recovery_was_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(small_net(), tmp_path / "net.onnx")
+    np.savez(tmp_path / "d.npz", **DATA)
+    command = f"prune {tmp_path}/net.onnx --data {tmp_path}/d.npz --samples 96 --macs 0.5 --method obs -o {tmp_path}/o.onnx"
+    assert cli.main(command.split()) == 0
+    out = capsys.readouterr().out
+    assert "recovered by lsq, 3 layers from 96 samples" in out and "before recovery" in out
+    assert cli.main([*command.split(), "--force", "--recover", "none"]) == 0
+    assert "recovered by" not in capsys.readouterr().out

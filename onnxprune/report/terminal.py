@@ -51,7 +51,7 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         )
     console.print(f"[bold]{escape(report['model'])}[/]  method {report['method']}, budget {budget['kind']} {budget['value']:g}")
     console.print(grid)
-    for line in validation_lines(report["validation"]):
+    for line in [*recovery_lines(report["recovery"]), *validation_lines(report["validation"])]:
         console.print(line)
     for line in certificate_lines(report["certificate"]):
         console.print(line)
@@ -59,6 +59,18 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         console.print(f"the smallest network with an error of at most {budget['value']:g} is the whole network")
     if out:
         console.print(f"written: [bold]{escape(out)}[/] ({sum(report['seconds'].values()):.1f} s)")
+
+
+def recovery_lines(recovery: Mapping[str, Any]) -> Iterator[str]:
+    """What recovery was worth, and what it left alone."""
+    errors = {k: "-" if v is None else f"{v:.3g}" for k, v in recovery["held_out_relative_l2"].items()}
+    if recovery["kept"] != "none":
+        gain = f"on held-out samples outputs moved by {errors['none']} before, {errors[recovery['kept']]} after (relative L2)"
+        yield f"recovered by {recovery['kept']}, {recovery['layers']} layers from {recovery['samples']} samples: {gain}"
+    elif len(errors) > 1:
+        yield "not recovered: on held-out samples that would have moved the outputs further"
+    if recovery["left"]:
+        yield escape(f"layers that recovery could not solve for: {len(recovery['left'])} (see the report)")
 
 
 def validation_lines(found: Mapping[str, Any]) -> Iterator[str]:
