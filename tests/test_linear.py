@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.recovery.leastsq import Moments, best_ridge, solve
+from onnxprune.recovery.leastsq import Moments, System, best_ridge, solve
 from onnxprune.recovery.linear import Linear
 from onnxprune.recovery.targets import spread
 
@@ -121,6 +121,17 @@ def test_ridge_is_on_the_change() -> None:
         stacked = np.vstack([x[g], np.sqrt(scale) * np.eye(5)]), np.vstack([t[g], np.sqrt(scale) * start[g]])
         np.testing.assert_allclose(w[g], np.linalg.lstsq(*stacked, rcond=None)[0], atol=1e-10)
     np.testing.assert_allclose(solve(found, start, 1e9), start, atol=1e-6)
+
+
+def test_large_systems_are_factorised_once_for_all_targets() -> None:
+    x, t, _ = rows(7, 300, d=70)
+    found, other = moments(x, t), moments(x, 2 * t + 1)
+    start = np.random.default_rng(5).standard_normal((2, 70, 3))
+    system = System(found, 0.01)
+    assert system.factors is not None and System(moments(*rows(0, 30)[:2]), 0.01).factors is None
+    for m in (found, other):
+        expected = start + np.linalg.solve(system.matrix, m.xt - m.xx @ start)
+        np.testing.assert_allclose(system.solve(m, start), expected, rtol=1e-8, atol=1e-10)
 
 
 def test_moments_add_up_and_take_new_targets() -> None:

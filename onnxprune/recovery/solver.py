@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from onnxprune.graph import Array
-from onnxprune.recovery.leastsq import Moments, best_ridge, solve
+from onnxprune.recovery.leastsq import FEWER, Moments, System, best_ridge
 from onnxprune.recovery.replay import Replay
 from onnxprune.recovery.sites import Site
 from onnxprune.recovery.targets import Target, Targets
@@ -18,6 +18,7 @@ WAYS: tuple[How, ...] = ("rescale", "bias", "bn", "lsq")
 
 HELD_OUT = 5  # one row in so many judges the ridge
 SWEEPS = 6  # of the targets that a clip leaves open
+FEW_SWEEPS = 2  # in wide layers, where each takes as long as all that came before
 HELD = 512 << 20  # bytes of gathered rows that are kept between sweeps; more are gathered again
 LEAST = 1e-12
 CAUTIOUS = 0.1  # the ridge where there are too few rows to judge it
@@ -91,11 +92,15 @@ class _Solver:
         ridge: float | None = CAUTIOUS
         if held.count and train.count:
             ridge = best_ridge(self.centred(train, train), self.centred(held, train), self.start)
-        matrix = self.start if ridge is None else solve(self.centred(self.all), self.start, ridge)
-        if ridge is not None and self.site.path.clips and self.reached:
-            for _ in range(SWEEPS):
-                self.all = self.clipped(matrix)
-                matrix = solve(self.centred(self.all), self.start, ridge)
+        if ridge is None:
+            return self.start
+        whole = self.centred(self.all)
+        system = System(whole, ridge)
+        matrix = system.solve(whole, self.start)
+        sweeps = FEW_SWEEPS if self.width > FEWER else SWEEPS
+        for _ in range(sweeps if self.site.path.clips and self.reached else 0):
+            self.all = self.clipped(matrix)
+            matrix = system.solve(self.centred(self.all), self.start)
         return matrix
 
     def centred(self, moments: Moments, about: Moments | None = None) -> Moments:
