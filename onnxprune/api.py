@@ -19,7 +19,6 @@ from onnxprune import files, large, runtime, weights, wire
 from onnxprune.budget import Budget
 from onnxprune.clock import Clock
 from onnxprune.criteria import Sensitivity
-from onnxprune.criteria.plain import PLAIN
 from onnxprune.data import open_data
 from onnxprune.decide import Decision, decide, size_of
 from onnxprune.errors import BudgetError, DataError
@@ -132,11 +131,8 @@ def prune(
     """
     settings = Options(**options)
     budget = budget if isinstance(budget, Budget) else _budget(budget)
-    if budget.kind == "eps" and settings.method in PLAIN:
-        raise BudgetError(
-            f"--eps bounds a sampling error, and --method {settings.method} has none",
-            hint="leave --method out, or ask for --macs, --params or --bytes",
-        )
+    if budget.kind == "eps":
+        _require_provable(settings)
     clock, tell = Clock(), progress or (lambda stage, done, total: None)
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
@@ -273,6 +269,20 @@ def _import(
     samples = None if data is None else open_data(data, imported.specs, settings.images)
     held_out = None if validation is None else open_data(validation, imported.specs, settings.images)
     return imported, Split.of(imported, samples, held_out, settings)
+
+
+def _require_provable(settings: Options) -> None:
+    """Raises BudgetError where a bound on the sampling error is asked of what has none."""
+    if settings.method != "auto" and not settings.method.startswith("pfp"):
+        raise BudgetError(
+            f"--eps bounds a sampling error, and --method {settings.method} has none",
+            hint="leave --method out, or ask for --macs, --params or --bytes",
+        )
+    if settings.recover not in ("auto", "none"):
+        raise BudgetError(
+            f"--eps bounds the error of sampled weights, which --recover {settings.recover} would replace",
+            hint="leave --recover out, or ask for --macs, --params or --bytes",
+        )
 
 
 def _budget(mapping: Mapping[str, float]) -> Budget:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnxprune import wire
 from onnxprune.budget import Budget
 from onnxprune.criteria import Sensitivity
-from onnxprune.errors import OptionError
+from onnxprune.errors import BudgetError, OptionError
 from onnxprune.finish import Finished, Finisher
 from onnxprune.groups import Size
 from onnxprune.imported import Imported
@@ -46,11 +46,14 @@ def decide(
 
     saliencies: of the criteria that are candidates. spare: bytes of the budget to leave unused.
     """
+    if budget.kind == "eps" and any(s.criterion != Sensitivity.name for s in saliencies):
+        raise BudgetError(
+            "--eps bounds a sampling error, and only sensitivities tell it",
+            hint="leave --method out or choose pfp, with a calibration by it; or ask for --macs, --params or --bytes",
+        )
     candidates = [(name, s) for s in saliencies for name in _methods(settings.method, s)]
     plans = [(name, s, *_by(name, imported, s, settings, budget, spare)) for name, s in candidates]
-    if (
-        budget.kind == "eps"
-    ):  # all keep the promise, as long as nothing is recovered: the smallest network is what was asked for
+    if budget.kind == "eps":  # all keep the promise while nothing is recovered: the smallest network is what was asked for
         name, saliency, plan, shares = min(plans, key=lambda p: size_of(imported, p[2]).macs)
         return Decision(name, plan, shares, saliency, finish(plan, recovers=False))
     best: Decision | None = None

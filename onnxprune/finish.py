@@ -11,6 +11,7 @@ import onnx
 
 from onnxprune.channels import Index
 from onnxprune.data import Samples
+from onnxprune.errors import ModelError
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.imported import Imported
@@ -20,6 +21,7 @@ from onnxprune.passes.recover import Recovery, recover
 from onnxprune.passes.surgery import surgery
 from onnxprune.passes.validate import compare
 from onnxprune.plan import Plan
+from onnxprune.recovery.solver import How
 from onnxprune.splits import Split
 
 
@@ -29,6 +31,7 @@ class Finished:
 
     cut: as surgery leaves it. model: what is kept, `cut` itself where nothing was recovered. how: the recovery that was
     kept, or "none". errors: relative L2 on the samples that decide, by recovery. samples: how many were learnt from.
+    why: why a recovery that was tried was not kept.
     """
 
     cut: onnx.ModelProto
@@ -37,6 +40,7 @@ class Finished:
     errors: Mapping[str, float | None] = field(default_factory=dict)
     samples: int = 0
     recovery: Recovery | None = None
+    why: str | None = None
 
     @property
     def error(self) -> float:
@@ -50,6 +54,7 @@ class Finished:
         return {
             "asked": asked,
             "kept": self.how,
+            "reason": self.why,
             "samples": self.samples,
             "held_out_relative_l2": dict(self.errors),
             "layers": 0 if made is None or self.how == "none" else made.layers,
@@ -75,24 +80,40 @@ class Finisher:
             return Finished(cut, cut)
         if not recovers or self.settings.recover == "none":
             return Finished(cut, cut, errors={"none": self._error(cut)} if measure else {})
-        how = "lsq" if self.settings.recover == "auto" else self.settings.recover
-        made = recover(
-            self.imported.groups,
-            plan,
-            cut,
-            batches(self.imported.groups, samples, indices, self.settings.batch),
-            how=how,  # type: ignore[arg-type]  # one of its names
-            seed=self.settings.seed,
-            providers=self.providers,
-            progress=self.progress,
-        )
+        made = self._recovered(plan, cut, samples, indices)
+        if isinstance(made, str):
+            return Finished(cut, cut, errors={"none": self._error(cut)} if measure else {}, why=made)
+        how = self._how
         errors = {"none": self._error(cut), how: self._error(made.model)}
         finished = Finished(cut, made.model, how, errors, len(indices), made)
-        worse = finished.error >= (float("inf") if errors["none"] is None else errors["none"])
-        if worse:
+        if finished.error >= (float("inf") if errors["none"] is None else errors["none"]):
             self.imported.groups.net.scratch.drop(made.model, keep=(cut,))
-            return replace(finished, model=cut, how="none")
+            return replace(finished, model=cut, how="none", why="it would have moved held-out outputs further")
         return finished
+
+    @property
+    def _how(self) -> How:
+        asked = self.settings.recover
+        return "lsq" if asked == "auto" else asked  # type: ignore[return-value]  # `Options` knows the names
+
+    def _recovered(self, plan: Plan, cut: onnx.ModelProto, samples: Samples, indices: Index) -> Recovery | str:
+        """The recovery, or why there is none: a model that cannot be run in pieces is still one that can be cut."""
+        try:
+            return recover(
+                self.imported.groups,
+                plan,
+                cut,
+                batches(self.imported.groups, samples, indices, self.settings.batch),
+                how=self._how,
+                seed=self.settings.seed,
+                providers=self.providers,
+                progress=self.progress,
+            )
+        except ModelError as error:
+            if self.settings.recover != "auto":
+                hint = error.hint or "--recover auto goes on without recovery"
+                raise ModelError(f"--recover {self.settings.recover} does not work here: {error.message}", hint=hint) from None
+            return error.message
 
     def _error(self, model: onnx.ModelProto) -> float | None:
         assert self.split.calibration is not None

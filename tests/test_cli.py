@@ -247,6 +247,8 @@ MORE_BAD = {
     "no data": (prune(data=""), ("--method auto needs sample data", "--data")),
     "no data to calibrate": ("calibrate m.onnx -o new.calib", ("needs --data", "give images")),
     "eps 0": (prune(budget="--eps 0"), ("--eps", "positive", "not 0.0")),
+    "eps by elimination": (prune("--method obs", budget="--eps 0.5"), ("--eps", "--method obs has none", "--macs")),
+    "eps of recovered weights": (prune("--recover lsq", budget="--eps 0.5"), ("--eps", "--recover lsq would replace")),
     "eps without a bound": (prune("--method l1", budget="--eps 0.5"), ("--eps", "--method l1 has none", "--macs")),
     "bytes out of reach": (prune(budget="--bytes 0.01"), ("--bytes 0.01", "of the bytes", "ask for")),
     "params out of reach": (prune("--method l1", budget="--params 1e-4"), ("--params 0.0001", "parameters", "ask for")),

@@ -14,6 +14,7 @@ from single import build, ints, w
 
 import onnxprune
 from onnxprune import cli, runtime
+from onnxprune.errors import ModelError
 from onnxprune.groups import Groups
 from onnxprune.passes.recover import recover
 from onnxprune.passes.surgery import surgery
@@ -419,3 +420,25 @@ def test_the_terminal_tells_what_recovery_was_worth(tmp_path: Path, capsys: pyte
     assert "recovered by lsq, 3 layers from 96 samples" in out and "before recovery" in out
     assert cli.main([*command.split(), "--force", "--recover", "none"]) == 0
     assert "recovered by" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_run_in_pieces_is_cut_nevertheless(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ModelError("tensor 's' is no array")
+
+    monkeypatch.setattr("onnxprune.finish.recover", refuse)
+    told = onnxprune.prune(small_net(), DATA, budget={"macs": 0.7}, samples=96, method="l2").report["recovery"]
+    assert told["kept"] == "none" and "is no array" in told["reason"]
+    with pytest.raises(ModelError, match="--recover lsq does not work here: tensor 's'"):
+        onnxprune.prune(small_net(), DATA, budget={"macs": 0.7}, samples=96, method="l2", recover="lsq")
+
+
+def test_sequences_between_pieces_are_said_to_be_none_of_ours() -> None:
+    """A sequence cannot be handed from one piece to the next."""
+    nodes = [
+        ("Conv", "a wb", "b"), ("SequenceConstruct", "a b", "s"), ("Conv", "b wc", "c"), ("SequenceInsert", "s c", "t"),
+        ("SequenceAt", "t zero", "p"), ("Add", "p c", "y"),
+    ]  # fmt: skip
+    model = build(nodes, {"wb": w(8, 8, 1, 1), "wc": w(8, 8, 1, 1), "zero": np.int64(0)}, x=X).net.source
+    with pytest.raises(ModelError, match="'s' is no array"):
+        Replay(model, batches(2)).advance({next(i for i, n in enumerate(model.graph.node) if n.output[0] == "c")})

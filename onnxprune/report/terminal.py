@@ -67,8 +67,8 @@ def recovery_lines(recovery: Mapping[str, Any]) -> Iterator[str]:
     if recovery["kept"] != "none":
         gain = f"on held-out samples outputs moved by {errors['none']} before, {errors[recovery['kept']]} after (relative L2)"
         yield f"recovered by {recovery['kept']}, {recovery['layers']} layers from {recovery['samples']} samples: {gain}"
-    elif len(errors) > 1:
-        yield "not recovered: on held-out samples that would have moved the outputs further"
+    elif recovery["reason"]:
+        yield escape(f"not recovered: {recovery['reason']}")
     if recovery["left"]:
         yield escape(f"layers that recovery could not solve for: {len(recovery['left'])} (see the report)")
 
