@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from onnxprune import wire
 from onnxprune.budget import Budget
 from onnxprune.criteria import Sensitivity
+from onnxprune.elimination import NAME as OBS
 from onnxprune.errors import BudgetError, OptionError
 from onnxprune.finish import Finished, Finisher
 from onnxprune.groups import Size
 from onnxprune.imported import Imported
 from onnxprune.options import Options
 from onnxprune.passes.allocate import allocate
-from onnxprune.passes.eliminate import NAME as OBS
 from onnxprune.passes.sample import sample
 from onnxprune.passes.surgery import reweightable, surgery
 from onnxprune.plan import Plan

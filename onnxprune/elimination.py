@@ -16,6 +16,7 @@ from onnxprune.channels import Index
 from onnxprune.graph import Array
 from onnxprune.saliency import Scores
 
+NAME = "obs"  # as in `--method`
 DAMPING = 1e-2  # of the mean diagonal of the Gram matrix
 SURE = 1 + 1e-9
 

@@ -8,10 +8,12 @@ from typing import Literal
 from onnxprune.criteria.base import Mode, Reduce
 from onnxprune.criteria.plain import PLAIN
 from onnxprune.data import ImageOptions
+from onnxprune.elimination import NAME as OBS
 from onnxprune.errors import OptionError
+from onnxprune.recovery.solver import WAYS
 
-METHODS = ("auto", "pfp", "pfp-random", "pfp-deterministic", "obs", *PLAIN)
-RECOVERIES = ("auto", "none", "rescale", "bias", "bn", "lsq")
+METHODS = ("auto", "pfp", "pfp-random", "pfp-deterministic", OBS, *PLAIN)
+RECOVERIES = ("auto", "none", *WAYS)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from dataclasses import replace
 from onnxprune.budget import Budget
 from onnxprune.criteria import Criterion, Sensitivity
 from onnxprune.criteria.plain import PLAIN, Random
+from onnxprune.elimination import NAME as OBS
 from onnxprune.errors import DataError
 from onnxprune.finish import batches
 from onnxprune.imported import Imported
 from onnxprune.options import Options
-from onnxprune.passes import eliminate as eliminate_pass
 from onnxprune.passes.calibrate import calibrate as calibrate_pass
+from onnxprune.passes.eliminate import eliminate as eliminate_pass
 from onnxprune.saliency import Saliency
 from onnxprune.splits import Split
 
@@ -31,6 +32,7 @@ def criterion_for(options: Options, providers: list[str]) -> Criterion:
 
 
 def check_calibration(saliency: Saliency, imported: Imported) -> None:
+    """Raises DataError unless scores that were made elsewhere are of this model."""
     if saliency.model_digest and saliency.model_digest != imported.groups.net.digest:
         raise DataError("the calibration was made for another model", hint="calibrate this model again")
     for score in saliency.layers:
@@ -54,12 +56,13 @@ def calibrations(
     found = [calibrated(imported, settings, providers, split, tell) if given is None else given]
     several = settings.method == "auto" and budget.kind != "eps" and split.calibration is not None
     if several and found[0].criterion == Sensitivity.name:
-        found.append(calibrated(imported, replace(settings, method="obs"), providers, split, tell))
+        found.append(calibrated(imported, replace(settings, method=OBS), providers, split, tell))
     return found
 
 
 def calibrated(imported: Imported, settings: Options, providers: list[str], split: Split, tell: Progress) -> Saliency:
-    by_elimination = settings.method == eliminate_pass.NAME
+    """The scores by the method asked for. Raises DataError where they need samples that nobody gave."""
+    by_elimination = settings.method == OBS
     criterion = criterion_for(settings, providers)
     if (by_elimination or criterion.needs_data) and split.calibration is None:
         raise DataError(
@@ -84,7 +87,7 @@ def calibrated(imported: Imported, settings: Options, providers: list[str], spli
 def _eliminated(imported: Imported, settings: Options, providers: list[str], split: Split, tell: Progress) -> Saliency:
     samples, indices = split.calibration, split.calibration_indices
     assert samples is not None and indices is not None
-    return eliminate_pass.eliminate(
+    return eliminate_pass(
         imported.groups,
         lambda: batches(imported.groups, samples, indices, settings.batch),
         len(indices),

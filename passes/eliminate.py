@@ -10,7 +10,7 @@ from onnxprune import runtime
 from onnxprune.channels import Index
 from onnxprune.contraction import Contraction, consumers, dequantised, normal_form, parameter_names, units, weight_values
 from onnxprune.control import expose
-from onnxprune.elimination import Problem
+from onnxprune.elimination import NAME, Problem
 from onnxprune.elimination import eliminate as by_elimination
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array
@@ -20,7 +20,6 @@ from onnxprune.recovery.targets import ROWS, spread
 from onnxprune.rules import Layer, Packed, Steps
 from onnxprune.saliency import LayerScore, Saliency
 
-NAME = "obs"
 MEMORY = 1 << 30  # bytes of Gram matrices at a time; the data are run as often as that takes
 WIDEST = 6144  # inputs * taps of a layer whose channels are eliminated together; of wider ones each by itself
 

@@ -66,7 +66,8 @@ def recover(
             break
         for site in ready:
             site.write(model, *recovered(site, replay, targets, how), scratch)
-            replay.look_again()
+            if site.home is not None and site.home.shared:
+                replay.look_again()
             targets.drop(site)
             del left[site.node]
             if progress:

@@ -21,8 +21,9 @@ from onnxprune import runtime
 from onnxprune.channels import Index
 from onnxprune.contraction import Contraction
 from onnxprune.criteria.kernels import LEAST, TINY, build_session
-from onnxprune.criteria.windows import Windows, convolution, entries
+from onnxprune.criteria.patches import convolution, entries
 from onnxprune.graph import Array
+from onnxprune.windows import Windows
 
 PIECE = 1 << 19  # elements of an unfolded piece, unless its columns become too few for a matrix product
 FEWEST = 256

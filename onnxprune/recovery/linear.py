@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxprune.channels import Index
 from onnxprune.graph import Array
+from onnxprune.windows import Windows, geometry
 
 SOLVABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -33,14 +34,12 @@ class Linear:
 
     @property
     def understood(self) -> bool:
-        """Whether rows can be gathered: a matrix on the right, or a convolution with explicit geometry."""
+        """Whether rows can be gathered: a convolution, or a product with a matrix on the right."""
         if self.op == "MatMul":
             return len(self.shape) == 2
         if self.op == "Gemm":
             return not self.attributes.get("transA", 0) and bool(self.attributes.get("alpha", 1.0))
-        if self.op == "ConvTranspose":
-            return self._auto == "NOTSET" and "output_shape" not in self.attributes
-        return self.op == "Conv"
+        return self.convolution
 
     @property
     def convolution(self) -> bool:
@@ -62,11 +61,6 @@ class Linear:
         if self.op == "Gemm":
             return self.shape[0 if self.attributes.get("transB", 0) else 1]
         return self.shape[1] * self.groups if self.op == "ConvTranspose" else self.shape[0]
-
-    @property
-    def _auto(self) -> str:
-        auto = self.attributes.get("auto_pad", "NOTSET")
-        return auto.decode() if isinstance(auto, bytes) else str(auto)
 
     # ---------------------------------------------------------------------------------------------- matrices
 
@@ -116,8 +110,7 @@ class Linear:
         if not self.convolution:
             return x.reshape(-1, x.shape[-1])[picks][None]
         at = np.unravel_index(picks, rows)
-        read = self._transposed if self.op == "ConvTranspose" else self._direct
-        offsets = [np.stack(axis) for axis in read(at[1:], x.shape[2:], rows[1:])]  # per axis [taps of it, picks]
+        offsets = self._offsets(at[1:], x.shape[2:])
         found = np.empty((len(picks), x.shape[1], int(np.prod(self.taps))), np.float32)
         for t, tap in enumerate(product(*(range(k) for k in self.taps))):
             where = [o[i] for o, i in zip(offsets, tap, strict=True)]
@@ -129,55 +122,26 @@ class Linear:
         return found.reshape(len(picks), self.groups, -1).transpose(1, 0, 2)
 
     def space(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """The spatial shape of a convolution's output for that of its input (ONNX Conv, ConvTranspose)."""
-        found = []
-        for axis, n in enumerate(size):
-            stride = self._step("strides", axis)
-            reach = (self.taps[axis] - 1) * self._step("dilations", axis) + 1
-            if self._auto in ("SAME_UPPER", "SAME_LOWER"):
-                found.append(-(-n // stride))
-                continue
-            pads = 0 if self._auto == "VALID" else self._pads()[axis] + self._pads()[axis + len(self.taps)]
-            if self.op == "ConvTranspose":
-                more = int(self.attributes.get("output_padding", [0] * len(self.taps))[axis])
-                found.append(stride * (n - 1) + more + reach - pads)
-            else:
-                found.append((n + pads - reach) // stride + 1)
-        return tuple(found)
+        """The spatial shape of a convolution's output for that of its input."""
+        return self._windows(size).out
 
-    def _direct(self, at: tuple[Index, ...], space: tuple[int, ...], out: tuple[int, ...]) -> list[list[Index]]:
-        """For every axis and tap of it the input position that each picked output reads (ONNX Conv)."""
-        found = []
-        for axis, (o, n) in enumerate(zip(at, space, strict=True)):
-            stride, dilation, k = self._step("strides", axis), self._step("dilations", axis), self.taps[axis]
-            begin = self._begin(axis, n, out[axis], stride, (k - 1) * dilation + 1)
-            found.append([o * stride - begin + t * dilation for t in range(k)])
-        return found
+    def _windows(self, size: tuple[int, ...]) -> Windows:
+        return geometry(size, self.taps, self.attributes, self.op == "ConvTranspose")
 
-    def _transposed(self, at: tuple[Index, ...], space: tuple[int, ...], out: tuple[int, ...]) -> list[list[Index]]:
-        """The same for ConvTranspose: position o reads i where o + pad = i * stride + tap * dilation; -1 where none does."""
-        found = []
+    def _offsets(self, at: tuple[Index, ...], size: tuple[int, ...]) -> list[list[Index]]:
+        """For every axis and tap of it the input position that each picked output reads; outside where it reads none."""
+        windows, found = self._windows(size), []
         for axis, o in enumerate(at):
-            stride, dilation = self._step("strides", axis), self._step("dilations", axis)
-            begin = self._pads()[axis]
-            taps = []
-            for t in range(self.taps[axis]):
-                i, rest = np.divmod(o + begin - t * dilation, stride)
-                taps.append(np.where(rest == 0, i, -1))
-            found.append(taps)
+            first = o * windows.strides[axis] - windows.pads[axis]
+            taps = [first + t * windows.dilations[axis] for t in range(self.taps[axis])]
+            found.append([_unspread(p, self._stride(axis)) for p in reversed(taps)] if self.op == "ConvTranspose" else taps)
         return found
 
-    def _step(self, name: str, axis: int) -> int:
-        return int(self.attributes.get(name, [1] * len(self.taps))[axis])
+    def _stride(self, axis: int) -> int:
+        return int(self.attributes.get("strides", [1] * len(self.taps))[axis])
 
-    def _pads(self) -> list[int]:
-        return [int(p) for p in self.attributes.get("pads", [0] * 2 * len(self.taps))]
 
-    def _begin(self, axis: int, size: int, out: int, stride: int, reach: int) -> int:
-        """Padding in front of an axis (ONNX Conv, auto_pad)."""
-        if self._auto == "NOTSET":
-            return self._pads()[axis]
-        if self._auto == "VALID":
-            return 0
-        total = max((out - 1) * stride + reach - size, 0)
-        return total // 2 if self._auto == "SAME_UPPER" else total - total // 2
+def _unspread(position: Index, stride: int) -> Index:
+    """The positions of the input behind those of the input with zeros in between; -1 at the zeros."""
+    there, rest = np.divmod(position, stride)
+    return np.where(rest == 0, there, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -169,7 +169,6 @@ class _Walk:
     gain: Array
     shift: Array
     rest: str | None = None
-    passed: list[int] = field(default_factory=list)
 
 
 class _Finder:
@@ -283,7 +282,7 @@ class _Finder:
         walk = _Walk(out.tensor, np.ones(outs), np.zeros(outs))
         behind = len(self.groups.net.shapes[out.tensor]) - 1 - out.axis
         while (index := self._only_reader(walk.tensor)) is not None and self._step(walk, self.nodes[index], out, behind):
-            walk.passed.append(index)
+            pass
         index = self._only_reader(walk.tensor)
         low, high = (-np.inf, np.inf) if index is None else self._clip(self.nodes[index], walk.tensor)
         if not (np.abs(walk.gain) > LEAST_GAIN).all():  # what the output loses on its way says nothing of it

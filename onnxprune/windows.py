@@ -1,4 +1,4 @@
-"""Every contraction as matrix products over its patches: which position of the input every tap of every patch meets.
+"""The geometry of convolutions: which position of the input every tap of every patch meets.
 
 A transposed convolution is the convolution of its input, spread by its strides, with the mirrored kernel (ONNX ConvTranspose
 clause), so that one geometry serves all.
@@ -6,7 +6,7 @@ clause), so that one geometry serves all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 
 from onnxprune.channels import Index
-from onnxprune.contraction import Contraction
-from onnxprune.graph import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,27 +70,40 @@ class Windows:
         return np.asarray(np.clip(np.stack([first, end], axis=1), 0, self.width), np.int64)
 
 
-def convolution(c: Contraction) -> tuple[Array, Array, Windows]:
-    """(x [n, I, *space], w [O, I, *taps], the windows) of a convolution without bias that is the contraction."""
-    rank = c.x.ndim - 2
-    taps = c.w.shape[2:]
-    strides, dilations = (tuple(c.attributes.get(k, [1] * rank)) for k in ("strides", "dilations"))
+def geometry(space: Sequence[int], taps: Sequence[int], attributes: Mapping[str, Any], transposed: bool = False) -> Windows:
+    """The windows of a Conv over `space`; of a ConvTranspose those of the convolution that it is, over the spread input.
+
+    attributes: the node's (ONNX Conv and ConvTranspose clauses), as far as they are set.
+    """
+    rank = len(space)
+    strides, dilations = (tuple(int(v) for v in attributes.get(k, [1] * rank)) for k in ("strides", "dilations"))
     reach = [d * (t - 1) + 1 for d, t in zip(dilations, taps, strict=True)]
-    if c.transposed:
-        return _mirrored(c, strides, dilations, reach)
-    space = c.x.shape[2:]
-    pads = _padding(c, space, strides, reach)
+    if transposed:
+        return _mirrored(tuple(space), tuple(taps), attributes, strides, dilations, reach)
+    pads = _padding(attributes, space, strides, reach)
     out = [(n + a + b - k) // s + 1 for n, (a, b), k, s in zip(space, pads, reach, strides, strict=True)]
-    return c.x, c.w, Windows(space, taps, tuple(out), strides, dilations, tuple(a for a, _ in pads))
+    return Windows(tuple(space), tuple(taps), tuple(out), strides, dilations, tuple(a for a, _ in pads))
 
 
-def _padding(c: Contraction, space: Sequence[int], strides: Sequence[int], reach: Sequence[int]) -> list[tuple[int, int]]:
+def spread(space: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """The space of the input of a ConvTranspose with zeros in between."""
+    return tuple(s * (n - 1) + 1 for n, s in zip(space, strides, strict=True))
+
+
+def _mode(attributes: Mapping[str, Any]) -> str:
+    mode = attributes.get("auto_pad", "NOTSET")
+    return mode.decode() if isinstance(mode, bytes) else str(mode)
+
+
+def _padding(
+    attributes: Mapping[str, Any], space: Sequence[int], strides: Sequence[int], reach: Sequence[int]
+) -> list[tuple[int, int]]:
     """(before, after) for every spatial axis, `auto_pad` resolved as the ONNX Conv clause has it."""
-    mode, rank = c.attributes.get("auto_pad", "NOTSET"), len(space)
+    mode, rank = _mode(attributes), len(space)
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(space, strides, reach, strict=True)]
         return [_halves(t, mode) for t in totals]
-    flat = list(c.attributes.get("pads", [0] * 2 * rank)) if mode == "NOTSET" else [0] * 2 * rank
+    flat = list(attributes.get("pads", [0] * 2 * rank)) if mode == "NOTSET" else [0] * 2 * rank
     return [(flat[i], flat[i + rank]) for i in range(rank)]
 
 
@@ -102,19 +113,20 @@ def _halves(total: int, mode: str) -> tuple[int, int]:
 
 
 def _mirrored(
-    c: Contraction, strides: tuple[int, ...], dilations: tuple[int, ...], reach: Sequence[int]
-) -> tuple[Array, Array, Windows]:
-    rank, space, taps = c.x.ndim - 2, c.x.shape[2:], c.w.shape[2:]
-    spread = tuple(s * (n - 1) + 1 for n, s in zip(space, strides, strict=True))
-    x = np.zeros((*c.x.shape[:2], *spread), np.float32)
-    x[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = c.x
-    w = np.ascontiguousarray(np.flip(np.swapaxes(c.w, 0, 1), axis=tuple(range(2, 2 + rank))))
-    extra = c.attributes.get("output_padding", [0] * rank)
-    mode, shape = c.attributes.get("auto_pad", "NOTSET"), c.attributes.get("output_shape")
+    space: tuple[int, ...],
+    taps: tuple[int, ...],
+    attributes: Mapping[str, Any],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    reach: Sequence[int],
+) -> Windows:
+    rank = len(space)
+    extra = attributes.get("output_padding", [0] * rank)
+    mode, shape = _mode(attributes), attributes.get("output_shape")
     if mode in ("SAME_UPPER", "SAME_LOWER") and shape is None:
         shape = [n * s for n, s in zip(space, strides, strict=True)]
     before, out = [], []
-    flat = list(c.attributes.get("pads", [0] * 2 * rank)) if mode == "NOTSET" else [0] * 2 * rank
+    flat = list(attributes.get("pads", [0] * 2 * rank)) if mode == "NOTSET" else [0] * 2 * rank
     for a in range(rank):
         full = strides[a] * (space[a] - 1) + extra[a] + reach[a]
         if shape is None:
@@ -124,13 +136,4 @@ def _mirrored(
             first = _halves(max(full - size, 0), mode)[0]
         before.append(reach[a] - 1 - first)
         out.append(size)
-    return x, w, Windows(spread, taps, tuple(out), (1,) * rank, dilations, tuple(before))
-
-
-def entries(units: Index, taps: int, together: bool) -> Array:
-    """[U, K], the terms that a unit owns, as numbers channel * taps + tap. units: [U, m], the channels of each.
-
-    together: a unit's terms add up in a share; else each is a unit of its own, one with K = 1 after another: [U * K, 1].
-    """
-    owned: Any = (units[:, :, None] * taps + np.arange(taps)).reshape(len(units), -1)
-    return np.ascontiguousarray(owned if together else owned.reshape(-1, 1), np.int32)
+    return Windows(spread(space, strides), taps, tuple(out), (1,) * rank, dilations, tuple(before))
