@@ -126,7 +126,7 @@ def _bounds(
 ) -> dict[str, Any]:
     """The parts that follow from the weights; they say nothing of weights that recovery has changed."""
     if (how := decision.finished.how) != "none":
-        why = f"--recover {how} gave the layers new weights, of which this part knows nothing"
+        why = f"--recover {how} gave the layers new weights, which only held-out samples can judge"
         return {"sampling": absent(SAMPLING, why), "calibration": absent(CALIBRATION, why), "network": absent(NETWORK, why)}
     groups = imported.groups
     return {

@@ -100,10 +100,15 @@ def certificate_lines(certificate: Mapping[str, Any] | None) -> Iterator[str]:
         yield "certificate: nothing was cut, the outputs are the original's"
         return
     parts = (("sampling", _sampling), ("calibration", _calibration), ("network", _network), ("population", _population))
+    silent: dict[str, list[str]] = {}
     for name, words in parts:
         part = certificate[name]
-        for line in words(part) if part["applies"] else [f"says nothing: {part['reason']}"]:
+        if not part["applies"]:
+            silent.setdefault(part["reason"], []).append(name)
+        for line in words(part) if part["applies"] else ():
             yield escape(f"certificate, {name}: {line}")
+    for reason, names in silent.items():
+        yield escape(f"certificate, {' and '.join(names)}: nothing, because {reason}")
 
 
 def _sampling(part: Mapping[str, Any]) -> Iterator[str]:
