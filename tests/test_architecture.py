@@ -35,7 +35,6 @@ LAYERS = [
     {"certify", "checker"},
     {"pairs", "search"},
     {"api"},
-    {"commands"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -156,6 +156,7 @@ def run(given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def check_refusal(result: tuple[int, str, str], words: tuple[str, ...], code: int = 2) -> None:
     found, out, err = result
     assert (found, out) == (code, ""), err
+    err = re.sub(r"^compiling once: .*\n", "", err, flags=re.M)  # which a busy machine may take longer than a second for
     assert err.startswith("onnxprune: error: ") and err.count("\n") == 1 and err.endswith("\n"), err
     assert "Traceback" not in err
     for word in words:

@@ -1,0 +1,109 @@
+"""What options there are, in groups that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
+
+from onnxprune.errors import OptionError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with this project's one-line errors and without abbreviations that break when options are added."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        self.commands: dict[str, Parser] = {}
+
+    @property
+    def long_names(self) -> set[str]:
+        """The options that a --config file may set."""
+        return {name[2:] for name in self._option_string_actions if name.startswith("--")} - {"help", "config"}
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(message, hint=f"see `{self.prog} --help`")
+
+
+Run: TypeAlias = Callable[[argparse.Namespace], None]
+Add: TypeAlias = Callable[[str, str, Run], Parser]
+"""add(name, what it does, its body) -> the parser of a new command."""
+
+
+def general(parser: Parser) -> None:
+    group = parser.add_argument_group("general")
+    group.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    group.add_argument("-v", "--verbose", action="store_true", help="print every layer and group")
+    group.add_argument("--debug", action="store_true", help="show a traceback for a bug in onnxprune")
+    group.add_argument("--config", metavar="FILE.toml", help="options by their long names; the command line wins")
+
+
+def model(parser: Parser) -> None:
+    """What every command that analyses a model can be told about it."""
+    parser.add_argument("model", metavar="MODEL")
+    import_model(parser)
+
+
+def import_model(parser: Parser) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="[NAME=]N,C,H,W",
+        help="size of an input that the model leaves open; repeatable",
+    )
+    group.add_argument(
+        "--allow-approximate",
+        action="store_true",
+        help="cut also channels that a normalisation (LayerNorm, RMSNorm, LRN) reckons with: not exact, flagged in the report",
+    )
+    group.add_argument(
+        "--attention",
+        choices=("heads", "dims"),
+        help="cut whole attention heads, or the same places in every head, where both can go; default: whatever leaves more",
+    )
+    group.add_argument(
+        "--freeze", action="append", default=[], metavar="GLOB", help="layers or tensors to leave alone; repeatable"
+    )
+
+
+def data(parser: Parser, *, required: bool = False) -> None:
+    group = parser.add_argument_group("sample data")
+    group.add_argument(
+        "--data",
+        required=required,
+        help=".npz or .npy, a folder or .zip of images, .safetensors, .parquet, or script.py:function",
+    )
+    group.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="image size, where the model leaves it open")
+    group.add_argument("--resize", type=int, metavar="N", help="resize the short side to N before the centre crop")
+    group.add_argument(
+        "--mean", nargs="+", type=float, metavar="M", help="subtracted after --scale, one value or one a channel"
+    )
+    group.add_argument("--std", nargs="+", type=float, metavar="S", help="divided by, after --mean")
+    group.add_argument("--scale", type=float, default=1 / 255, help="multiplies the pixels 0..255 (default 1/255)")
+    group.add_argument("--layout", choices=("nchw", "nhwc"), help="default: from the model's input")
+    group.add_argument("--color", choices=("rgb", "bgr"), default="rgb")
+
+
+def runtime(parser: Parser) -> None:
+    group = parser.add_argument_group("runtime")
+    group.add_argument("--samples", type=int, metavar="N", help="calibration samples (default: what the theory asks for)")
+    group.add_argument("--batch", type=int, metavar="N", help="samples per run (default: what fits memory)")
+    group.add_argument("--providers", default="cpu", help="execution providers in order, e.g. cuda,cpu")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--delta", type=float, default=0.01, help="failure probability of the certificate")
+    group.add_argument(
+        "--reduce", choices=("sum", "max"), default="sum", help="sensitivity: theory (sum) or the authors' code (max)"
+    )
+    group.add_argument(
+        "--sensitivity",
+        choices=("exact", "bound"),
+        default="exact",
+        help="exact ones, or bounds: at most 1 %% above in 1x1 and linear layers, 26 %% in others; the guarantee holds too",
+    )
+
+
+def output(parser: Parser) -> None:
+    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")

@@ -1,0 +1,53 @@
+"""`calibrate` and `merge`: scores for later."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.markup import escape
+
+from onnxprune import api, files
+from onnxprune.cli import arguments, shared
+from onnxprune.cli.arguments import Add
+from onnxprune.errors import DataError
+from onnxprune.options import METHODS
+from onnxprune.report import terminal
+from onnxprune.saliency import Saliency
+
+
+def register(add: Add) -> None:
+    sub = add("calibrate", "run the sample data once and keep the scores", calibrate)
+    arguments.model(sub)
+    arguments.output(sub)
+    sub.add_argument("--method", choices=METHODS, default="auto")
+    arguments.data(sub, required=False)
+    arguments.runtime(sub)
+    sub = add("merge", "combine calibrations of shards of the data", merge)
+    sub.add_argument("parts", nargs="+", metavar="CALIB")
+    arguments.output(sub)
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    """onnxprune calibrate."""
+    out = Path(args.out)
+    shared.check_outputs(args, [out], [args.model, args.data])
+    if args.data is None:
+        raise DataError("`onnxprune calibrate` needs --data", hint="give images, an .npz, or script.py:function")
+    with terminal.progress(args.quiet) as tell:
+        saliency = api.calibrate(args.model, args.data, progress=tell, **shared.options(args))
+    saliency.save(out)
+    shared.console(args).print(f"written: [bold]{escape(str(out))}[/] ({saliency.criterion}, {saliency.samples} samples)")
+
+
+def merge(args: argparse.Namespace) -> None:
+    """onnxprune merge."""
+    out = Path(args.out)
+    files.writable(out, force=args.force)
+    parts = [Saliency.load(p) for p in args.parts]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.merged(part)
+    total.save(out)
+    what = f"{total.criterion}, {total.samples} samples of {len(parts)} calibrations"
+    shared.console(args).print(f"written: [bold]{escape(str(out))}[/] ({what})")

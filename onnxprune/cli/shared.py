@@ -1,0 +1,74 @@
+"""What the commands' bodies share: from parsed options to the library's, and to the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from onnxprune import files
+from onnxprune.data import ImageOptions
+
+SHARED = (
+    "method",
+    "recover",
+    "align",
+    "min_channels",
+    "samples",
+    "batch",
+    "seed",
+    "delta",
+    "confidence",
+    "reduce",
+    "sensitivity",
+)
+PIPED_WIDTH = 120  # columns of the tables in a log or a pipe
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError  # which `cli.main` answers, as for output that is not rich's
+
+
+def console(args: argparse.Namespace) -> Console:
+    piped = not sys.stdout.isatty()
+    return _Console(quiet=args.quiet, highlight=False, soft_wrap=piped, width=PIPED_WIDTH if piped else None)
+
+
+def images(args: argparse.Namespace) -> ImageOptions:
+    return ImageOptions(
+        size=tuple(args.size) if args.size else None,
+        resize=args.resize,
+        mean=tuple(args.mean) if args.mean else None,
+        std=tuple(args.std) if args.std else None,
+        scale=args.scale,
+        layout=args.layout,
+        color=args.color,
+    )
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    options = {k: getattr(args, k) for k in SHARED if hasattr(args, k)}
+    options["providers"] = tuple(p.strip() for p in args.providers.split(",") if p.strip())
+    options["images"] = images(args)
+    return options | about_model(args)
+
+
+def about_model(args: argparse.Namespace) -> dict[str, Any]:
+    shared = ("allow_approximate", "attention")
+    return {"freeze": tuple(args.freeze), "shape": tuple(args.shape), **{k: getattr(args, k) for k in shared}}
+
+
+def check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequence[Any]) -> None:
+    """Before any work: no output is an input (the model's external data included), and all can be written."""
+    targets = [Path(o) for o in outs if o]
+    files.apart(targets, [*(Path(i) for i in inputs if i), *files.external_files(args.model)], Path(args.model))
+    files.writable(*targets, force=args.force)
+
+
+def reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
