@@ -492,6 +492,6 @@ def test_providers_may_be_spaced(run: Run, tmp_path: Path) -> None:
 
 def test_calibrate_and_merge_say_what_they_wrote(run: Run, tmp_path: Path) -> None:
     code, out, err = run(f"calibrate m.onnx --data d.npz --samples 5 -o {tmp_path / 'c'}")
-    assert code == 0 and "(pfp, 5 samples)" in out and err.splitlines()[-1] == "calibrating: 5/5"
+    assert code == 0 and "(pfp, 5 samples)" in out and err.splitlines()[-1].startswith("calibrating: 5/5")
     code, out, err = run(f"merge c.calib {tmp_path / 'c'} -o {tmp_path / 'both'}")
     assert (code, err) == (0, "") and "(pfp, 21 samples of 2 calibrations)" in out.replace("\n", " ")

@@ -32,6 +32,7 @@ Add: TypeAlias = Callable[[str, str, Run], Parser]
 
 def general(parser: Parser) -> None:
     group = parser.add_argument_group("general")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     group.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="print every layer and group")
     group.add_argument("--debug", action="store_true", help="show a traceback for a bug in onnxprune")

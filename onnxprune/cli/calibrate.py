@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.markup import escape
-
 from onnxprune import api, files
 from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add
 from onnxprune.errors import DataError
 from onnxprune.options import METHODS
 from onnxprune.report import terminal
+from onnxprune.report.progress import progress
 from onnxprune.saliency import Saliency
 
 
@@ -34,10 +33,10 @@ def calibrate(args: argparse.Namespace) -> None:
     shared.check_outputs(args, [out], [args.model, args.data])
     if args.data is None:
         raise DataError("`onnxprune calibrate` needs --data", hint="give images, an .npz, or script.py:function")
-    with terminal.progress(args.quiet) as tell:
+    with progress(args.quiet) as tell:
         saliency = api.calibrate(args.model, args.data, progress=tell, **shared.options(args))
     saliency.save(out)
-    shared.console(args).print(f"written: [bold]{escape(str(out))}[/] ({saliency.criterion}, {saliency.samples} samples)")
+    _tell(args, out, saliency, 1)
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -49,5 +48,13 @@ def merge(args: argparse.Namespace) -> None:
     for part in parts[1:]:
         total = total.merged(part)
     total.save(out)
-    what = f"{total.criterion}, {total.samples} samples of {len(parts)} calibrations"
-    shared.console(args).print(f"written: [bold]{escape(str(out))}[/] ({what})")
+    _tell(args, out, total, len(parts))
+
+
+def _tell(args: argparse.Namespace, out: Path, saliency: Saliency, parts: int) -> None:
+    if args.json:
+        found = {"out": str(out), "criterion": saliency.criterion, "samples": saliency.samples, "parts": parts}
+        shared.print_json(found | {"scores": len(saliency.layers)})
+        return
+    what = f"{saliency.criterion}, {saliency.samples} samples" + (f" of {parts} calibrations" if parts > 1 else "")
+    shared.console(args).print(f"written: [bold]{terminal.escape(str(out))}[/] ({what})")

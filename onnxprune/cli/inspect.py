@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-
-from rich.markup import escape
 
 from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add
 from onnxprune.imported import load
 from onnxprune.report import build, terminal
+from onnxprune.report.words import number
 
 
 def register(add: Add) -> None:
     sub = add("inspect", "show the channel groups, which can be pruned, and why the others cannot", inspect)
     arguments.model(sub)
-    sub.add_argument("--json", action="store_true", help="print JSON")
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -39,7 +36,7 @@ def inspect(args: argparse.Namespace) -> None:
         "groups": entries,
     }
     if args.json:
-        print(json.dumps(report, indent=1))
+        shared.print_json(report)
         return
     console = shared.console(args)
     shown = [e for e in entries if args.verbose or e["macs"] or not e["frozen"]]
@@ -47,7 +44,7 @@ def inspect(args: argparse.Namespace) -> None:
     free = sum(not e["frozen"] for e in entries)
     size = imported.size
     console.print(
-        f"\n[bold]{escape(Path(args.model).name)}[/]: {terminal.number(size.macs)} MACs, {terminal.number(size.params)} "
+        f"\n[bold]{terminal.escape(Path(args.model).name)}[/]: {number(size.macs)} MACs, {number(size.params)} "
         f"parameters; {free} of {len(entries)} groups can be pruned, with layers that make up {100 * macs:.1f} % of the MACs; "
         f"their tensors hold {100 * params:.1f} % of the parameters"
     )

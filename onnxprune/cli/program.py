@@ -20,6 +20,7 @@ from onnxprune.budget import KINDS
 from onnxprune.cli import calibrate, inspect, prune, verify
 from onnxprune.cli.arguments import Parser, Run, general
 from onnxprune.errors import OnnxPruneError, OptionError
+from onnxprune.report.words import visible
 
 FAMILIES = (prune, inspect, calibrate, verify)
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe is expected
         return 0
     except OnnxPruneError as error:
-        print(f"onnxprune: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         print("onnxprune: interrupted; nothing was written", file=sys.stderr)
@@ -101,14 +102,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a full disk, a name that is too long, a permission
         where = f"{error.filename}: " if error.filename else ""
-        print(f"onnxprune: error: {where}{error.strerror or error}", file=sys.stderr)
+        _complain(f"error: {where}{error.strerror or error}")
         return 2
     except Exception as error:  # a bug: say so in one line, with the traceback only on demand
         if "--debug" in argv:
             traceback.print_exc()
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        print(f"onnxprune: internal error: {text} (a bug; --debug shows where)", file=sys.stderr)
+        _complain(f"internal error: {text} (a bug; --debug shows where)")
         return 1
+
+
+def _complain(text: str) -> None:
+    print(f"onnxprune: {visible(text)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.markup import escape
-
-from onnxprune import api, files
+from onnxprune import api, files, wire
 from onnxprune.budget import KINDS, Budget
 from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add, Parser
@@ -15,6 +13,7 @@ from onnxprune.errors import BudgetError, ModelError, OptionError
 from onnxprune.options import METHODS, RECOVERIES
 from onnxprune.plan import Plan
 from onnxprune.report import terminal
+from onnxprune.report.progress import progress
 from onnxprune.saliency import Saliency
 
 DEMO = Path(__file__).resolve().parents[1] / "models"
@@ -83,7 +82,7 @@ def prune(args: argparse.Namespace) -> None:
     outs = [*api.outputs(out, report, external=bool(files.external_files(args.model))), args.save_plan]
     shared.check_outputs(args, outs, [args.model, args.data, args.validation, args.certify, args.calibration])
     calibration = Saliency.load(args.calibration) if args.calibration else None
-    with terminal.progress(args.quiet) as tell:
+    with progress(args.quiet) as tell:
         result = api.prune(
             args.model,
             args.data,
@@ -98,6 +97,13 @@ def prune(args: argparse.Namespace) -> None:
     if args.save_plan:
         with files.whole_file(Path(args.save_plan)) as temporary:
             temporary.write_text(result.plan.to_json() + "\n")
+    _tell(args, result, out)
+
+
+def _tell(args: argparse.Namespace, result: api.Result, out: Path) -> None:
+    if args.json:
+        shared.print_json(result.report)
+        return
     console = shared.console(args)
     terminal.layers(console, result.report)
     console.print()
@@ -125,7 +131,10 @@ def apply(args: argparse.Namespace) -> None:
         raise OptionError(f"cannot read the plan {args.plan}: {shared.reason(error)}", hint=hint) from None
     imported, pruned = api.applied(args.model, Plan.from_json(text), **shared.about_model(args))
     files.save(pruned, out, external=imported.external)
-    shared.console(args).print(f"written: [bold]{escape(str(out))}[/]")
+    if args.json:
+        shared.print_json({"out": str(out), "original": {"bytes": imported.size.bytes}, "pruned": {"bytes": wire.size(pruned)}})
+        return
+    shared.console(args).print(f"written: [bold]{terminal.escape(str(out))}[/]")
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -138,11 +147,10 @@ def demo(args: argparse.Namespace) -> None:
     if args.out is None:
         out.parent.mkdir(exist_ok=True)
     files.writable(*api.outputs(out, api.report_path(out), external=False), force=args.out is None)
-    console = shared.console(args)
-    console.print(f"$ onnxprune prune {model.name} --data {data.name} --macs {args.macs:g} -o {out}\n", markup=False)
-    with terminal.progress(args.quiet) as tell:
+    if not args.json:
+        command = f"$ onnxprune prune {model.name} --data {data.name} --macs {args.macs:g} -o {out}\n"
+        shared.console(args).print(command, markup=False)
+    with progress(args.quiet) as tell:
         result = api.prune(model, data, budget=Budget("macs", args.macs), progress=tell)
     result.save(out, force=args.out is None)
-    terminal.layers(console, result.report)
-    console.print()
-    terminal.summary(console, result.report, str(out))
+    _tell(args, result, out)

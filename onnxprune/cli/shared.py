@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,8 +37,25 @@ class _Console(Console):
 
 
 def console(args: argparse.Namespace) -> Console:
-    piped = not sys.stdout.isatty()
-    return _Console(quiet=args.quiet, highlight=False, soft_wrap=piped, width=PIPED_WIDTH if piped else None)
+    """Where a command prints its tables and lines: nowhere when quiet; without colour or control characters in a pipe."""
+    if sys.stdout.isatty():
+        return _Console(quiet=args.quiet, highlight=False)
+    return _Console(
+        quiet=args.quiet, highlight=False, soft_wrap=True, width=PIPED_WIDTH, force_terminal=False, color_system=None
+    )
+
+
+def print_json(found: Any) -> None:
+    """What `--json` prints: one object and nothing else, in ASCII; null for what is not finite."""
+    print(json.dumps(_finite(found), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def images(args: argparse.Namespace) -> ImageOptions:

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from onnxprune import api
 from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add
 from onnxprune.errors import OptionError
 from onnxprune.report import terminal
+from onnxprune.report.progress import progress
 
 
 def register(add: Add) -> None:
@@ -22,7 +21,6 @@ def register(add: Add) -> None:
     sub.add_argument("pruned", metavar="PRUNED")
     arguments.import_model(sub)
     sub.add_argument("--report", metavar="FILE.json", help="default: PRUNED.report.json")
-    sub.add_argument("--json", action="store_true", help="print JSON")
     sub.add_argument("--validation", metavar="DATA", help="what `prune` had, to check the certificate's numbers")
     sub.add_argument("--certify", metavar="DATA", help="what `prune` had, to check the certificate's numbers")
     arguments.data(sub)
@@ -33,7 +31,7 @@ def verify(args: argparse.Namespace) -> None:
     """onnxprune verify."""
     path = Path(args.report) if args.report else api.report_path(args.pruned)
     report = _read_report(path) if args.report or path.exists() else None
-    with terminal.progress(args.quiet) as tell:
+    with progress(args.quiet) as tell:
         found = api.verify(
             args.original,
             args.pruned,
@@ -46,7 +44,7 @@ def verify(args: argparse.Namespace) -> None:
             **shared.options(args),
         )
     if args.json:
-        print(json.dumps(found, indent=1))
+        shared.print_json(found)
         return
     console = shared.console(args)
     for line in terminal.validation_lines(found["validation"]):
@@ -55,11 +53,11 @@ def verify(args: argparse.Namespace) -> None:
     if report is not None:
         console.print("the report is of these two files")
     elif told is None:
-        console.print(f"no report at {escape(str(path))}, and no certificate: masked equivalence was not checked")
+        console.print(f"no report at {terminal.escape(str(path))}, and no certificate: masked equivalence was not checked")
     for line in terminal.certificate_lines(told):
         console.print(line)
     for line in found["rechecked"]:
-        console.print(f"re-checked, {escape(line)}" if not line.startswith("not ") else escape(line))
+        console.print(f"re-checked, {terminal.escape(line)}" if not line.startswith("not ") else terminal.escape(line))
 
 
 def _read_certificate(path: Path) -> Any:

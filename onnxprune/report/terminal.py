@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
+from rich import markup
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-STAGES = {
-    "compile": "compiling once",
-    "calibrate": "calibrating",
-    "eliminate": "eliminating channels",
-    "recover": "recovering layers",
-    "search": "certifying networks",
-    "validate": "comparing outputs",
-}
+from onnxprune.report.words import number, percent, visible
+
+LEAST = 16  # columns that a name keeps in a table
+WORDS = 30  # columns that a reason keeps
 
 
-def number(n: float) -> str:
-    """1234567 -> 1.23 M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(n) >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:g}"
-
-
-def percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
+def escape(text: str) -> str:
+    """Text from a file, as a console's markup that shows just that: neither tags nor control characters act."""
+    return markup.escape(visible(text))
 
 
 def summary(console: Console, report: Mapping[str, Any], out: str | None) -> None:
@@ -175,29 +162,42 @@ def layers(console: Console, report: Mapping[str, Any]) -> None:
                 f"{layer['epsilon']:.3g}" if layer["epsilon"] else "-",
             )
         )
-    _table(console, ("layer", "in", "out", "MACs", "after", "kept", "sens.", "epsilon"), rows)
+    table(console, ("layer", "in", "out", "MACs", "after", "kept", "sens.", "epsilon"), rows)
 
 
-def _table(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], text: int = 0) -> None:
-    """A table whose first column gives way when the terminal is narrow, and whose last `text` columns are words."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    widths = [max(len(h), *(len(r[i]) for r in rows), 1) if rows else len(h) for i, h in enumerate(headers)]
-    numeric = sum(w + 2 for w in widths[1 : len(headers) - text])
-    room = max(16, console.width - numeric - (30 if text else 0))
-    table.add_column(headers[0], no_wrap=True, width=min(widths[0], room))
-    for i, header in enumerate(headers[1:], start=1):
-        if i < len(headers) - text:
-            table.add_column(header, justify="right", no_wrap=True, min_width=widths[i])
-        else:
-            table.add_column(header, overflow="fold")
+def table(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], text: int = 0) -> None:
+    """A table whose first column gives way when the terminal is narrow, and whose last `text` columns are words.
+
+    Where that is not enough the last columns of numbers are left out.
+    """
+    rows = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(cell_len(h), *(cell_len(r[i]) for r in rows), 1) if rows else cell_len(h) for i, h in enumerate(headers)]
+    shown, tail = list(range(len(headers) - text)), list(range(len(headers) - text, len(headers)))
+
+    def room() -> int:
+        return console.width - sum(widths[i] + 2 for i in shown[1:]) - (WORDS + 2 if text else 0)
+
+    while room() < min(widths[0], LEAST) and len(shown) > 2:
+        shown.pop()
+    first = min(widths[0], max(1, room()))
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    grid.add_column(headers[0], no_wrap=True, width=first)
+    for i in shown[1:]:
+        grid.add_column(headers[i], justify="right", no_wrap=True, min_width=widths[i])
+    for i in tail:
+        grid.add_column(headers[i], overflow="fold")
     for row in rows:
-        table.add_row(escape(_tail(row[0], min(widths[0], room))), *(escape(c) for c in row[1:]))
-    console.print(table)
+        grid.add_row(markup.escape(_end(row[0], first)), *(markup.escape(row[i]) for i in (*shown[1:], *tail)))
+    console.print(grid)
 
 
-def _tail(name: str, room: int) -> str:
+def _end(name: str, room: int) -> str:
     """The end of a long name, which tells layers apart better than its beginning."""
-    return name if len(name) <= room else "…" + name[1 - room :]
+    if cell_len(name) <= room:
+        return name
+    while name and cell_len(name) > room - 1:
+        name = name[1:]
+    return "…" + set_cell_size(name, room - 1)
 
 
 def _change(before: int, after: int) -> str:
@@ -216,7 +216,7 @@ def groups(console: Console, entries: Sequence[Mapping[str, Any]], limit: int | 
         )
         for g in entries[:limit]
     ]
-    _table(console, ("group", "channels", "tensors", "MACs", "state"), rows, text=1)
+    table(console, ("group", "channels", "tensors", "MACs", "state"), rows, text=1)
     if limit is not None and len(entries) > limit:
         console.print(f"... and {len(entries) - limit} more (-v shows all)")
 
@@ -226,35 +226,3 @@ def _state(entry: Mapping[str, Any]) -> str:
     if entry["frozen"]:
         return f"frozen: {entry['reason']}" + (f" (to unfreeze: {entry['remedy']})" if entry["remedy"] else "")
     return "can be pruned" if entry["exact"] else f"can be pruned, but not exactly: {entry['flaw']}"
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[Any]:
-    """Yields progress(stage, done, total): bars on a terminal, plain lines in a log, nothing when quiet."""
-    if quiet:
-        yield lambda stage, done, total: None
-    elif sys.stderr.isatty():
-        with _bars() as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def tell(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
-                bars.update(tasks[stage], completed=done)
-
-            yield tell
-    else:
-        shown: dict[str, int] = {}
-
-        def log(stage: str, done: int, total: int) -> None:
-            tenth = 10 * done // max(1, total)
-            if shown.get(stage) != tenth and (done == total or tenth % 5 == 0):
-                shown[stage] = tenth
-                print(f"{STAGES.get(stage, stage)}: {done}/{total}", file=sys.stderr, flush=True)
-
-        yield log
-
-
-def _bars() -> Progress:
-    columns = (TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
