@@ -8,7 +8,7 @@ result.save("smaller.onnx")
 
 __version__ = "0.1.0"
 
-from onnxprune.api import Result, apply, calibrate, prune, verify
+from onnxprune.api import Result, apply, calibrate, prune, sweep, verify
 from onnxprune.budget import Budget
 from onnxprune.data import ImageOptions
 from onnxprune.errors import OnnxPruneError
@@ -29,5 +29,6 @@ __all__ = [
     "calibrate",
     "load",
     "prune",
+    "sweep",
     "verify",
 ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import onnx
 
 import onnxprune
 from onnxprune import certify as certifying
-from onnxprune import files, large, runtime, weights, wire
-from onnxprune.budget import Budget
+from onnxprune import runtime, wire
+from onnxprune.budget import UNITS, Budget
 from onnxprune.clock import Clock
 from onnxprune.criteria import Sensitivity
 from onnxprune.data import open_data
@@ -28,8 +27,8 @@ from onnxprune.options import Options
 from onnxprune.pairs import applied, apply, load_as, oracle_pair, verify
 from onnxprune.passes.allocate import require_reachable
 from onnxprune.passes.validate import Validation, validate
-from onnxprune.plan import Plan
 from onnxprune.report import build
+from onnxprune.result import Result, certificate_path, outputs, report_path
 from onnxprune.saliency import Saliency
 from onnxprune.scoring import calibrated, calibrations, check_calibration, criterion_for
 from onnxprune.search import Search
@@ -47,67 +46,12 @@ __all__ = [
     "outputs",
     "prune",
     "report_path",
+    "sweep",
     "verify",
 ]
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a pruning yields. `report` and `certificate` are JSON-ready.
-
-    stored: the pruned model, of which large tensors may be references into the files of the original and temporary ones,
-    which last as long as this. `save` writes it whole, and `model` is it as a ModelProto.
-    """
-
-    stored: onnx.ModelProto
-    plan: Plan
-    report: dict[str, Any]
-    certificate: dict[str, Any] | None
-    external_data: bool = False
-    sources: tuple[Path, ...] = ()
-    scratches: tuple[weights.Scratch, ...] = ()
-
-    @cached_property
-    def model(self) -> onnx.ModelProto:
-        """The pruned model, with its weights unless they are more than 1 GiB.
-
-        Those of a larger one are external data with absolute paths, for as long as this result lives: `prune` and `load`
-        take such a model, but `onnx.save` would write no more than the references.
-        """
-        return large.whole(self.stored)
-
-    def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, *, force: bool = False) -> None:
-        """Writes the model, beside it the certificate and, there or at `report`, the report; each whole or not at all.
-
-        Raises OutputError when that fails, also when it would replace a file that the original model is in.
-        """
-        where = Path(report) if report is not None else report_path(path)
-        targets = outputs(Path(path), where, external=self.external_data)
-        files.apart(targets, self.sources)
-        files.writable(*targets, force=force)
-        files.save(self.stored, path, external=self.external_data)
-        for target, told in ((where, self.report), (certificate_path(path), self.certificate)):
-            if told is not None:
-                with files.whole_file(target) as temporary:
-                    temporary.write_text(json.dumps(told, indent=1) + "\n")
-
-
-def report_path(out: str | os.PathLike[str]) -> Path:
-    """Where the report of OUT goes unless told otherwise: OUT.report.json."""
-    return Path(out).with_name(Path(out).name + ".report.json")
-
-
-def certificate_path(out: str | os.PathLike[str]) -> Path:
-    """Where the certificate of OUT goes: OUT.certificate.json."""
-    return Path(out).with_name(Path(out).name + ".certificate.json")
-
-
-def outputs(out: Path, report: Path, *, external: bool) -> list[Path]:
-    """Every file that `Result.save` writes."""
-    return [out, report, certificate_path(out), *([files.data_file(out)] if external else [])]
 
 
 def prune(
@@ -129,32 +73,74 @@ def prune(
     certificate, by default those that outputs are compared on. options: the fields of `Options`.
     Raises OnnxPruneError's children; ValidationError means that the result was not fit to be used.
     """
-    settings = Options(**options)
     budget = budget if isinstance(budget, Budget) else _budget(budget)
-    if budget.kind == "eps":
+    return _prepared(model, data, [budget], calibration, validation, certify, progress, Options(**options)).result()
+
+
+def sweep(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    data: Any = None,
+    *,
+    budgets: Sequence[Budget],
+    calibration: Saliency | None = None,
+    validation: Any = None,
+    certify: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Iterator[Result]:
+    """Prunes a model to several budgets from one calibration; the results in the order of `budgets`, each when it is made.
+
+    What the certificates say of held-out samples holds for all of the networks at once, so that whoever looks at all of them
+    may keep any. The rest is as in `prune`. Raises BudgetError before any work where one of the budgets is out of reach.
+    """
+    _require_several(budgets)
+    job = _prepared(model, data, budgets, calibration, validation, certify, progress, Options(**options))
+    return job.results(budgets)
+
+
+def _require_several(budgets: Sequence[Budget]) -> None:
+    if not budgets or any(b.kind not in UNITS for b in budgets):
+        raise BudgetError("a sweep takes budgets of macs, params or bytes, one at least", hint="for example 0.9, 0.7, 0.5")
+    if len(set(budgets)) < len(budgets):
+        raise BudgetError("a sweep takes every budget once", hint="leave out the second one")
+
+
+def _prepared(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    data: Any,
+    budgets: Sequence[Budget],
+    calibration: Saliency | None,
+    validation: Any,
+    certify: Any,
+    progress: Progress | None,
+    settings: Options,
+) -> _Job:
+    """Everything up to the scores, which is the same for all budgets; the job of the first."""
+    if any(b.kind == "eps" for b in budgets):
         _require_provable(settings)
     clock, tell = Clock(), progress or (lambda stage, done, total: None)
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
         imported, split = _import(model, data, validation, settings, prunable=True)
         widths = Widths(settings.min_channels, settings.align)
-        require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
+        for budget in budgets:
+            require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
     with clock.stage("calibrate"):
         if calibration is not None:
             check_calibration(calibration, imported)
-        saliencies = calibrations(imported, settings, budget, providers, split, tell, calibration)
+        saliencies = calibrations(imported, settings, budgets[0], providers, split, tell, calibration)
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
     held = certifying.held_out(imported, split, other, saliencies[0], settings, calibration is None)
-    job = _Job(imported, saliencies, settings, budget, split, held, providers, clock, tell, calibration is None)
-    decision, pruned, found, told = job.done()
-    report = _report(imported, settings, budget, decision, pruned, found, clock)
-    report["certificate"] = told
-    return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
+    measured = calibration is None
+    return _Job(imported, saliencies, settings, budgets[0], split, held, providers, clock, tell, measured, len(budgets))
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What is left to do once the channels are scored: decide, cut, validate, certify."""
+    """What is left to do once the channels are scored: decide, cut, validate, certify.
+
+    candidates: among how many networks the caller will choose by what held-out samples say of them.
+    """
 
     imported: Imported
     saliencies: list[Saliency]
@@ -166,6 +152,22 @@ class _Job:
     clock: Clock
     tell: Progress
     measured: bool
+    candidates: int = 1
+
+    def results(self, budgets: Sequence[Budget]) -> Iterator[Result]:
+        """One result after the other. The seconds before the first decision, which all share, count in each."""
+        for i, budget in enumerate(budgets):
+            self.tell("sweep", i, len(budgets))
+            yield replace(self, budget=budget, clock=self.clock.copy()).result()
+        self.tell("sweep", len(budgets), len(budgets))
+
+    def result(self) -> Result:
+        """Decides, cuts, validates, certifies, and tells of it."""
+        imported = self.imported
+        decision, pruned, found, told = self.done()
+        report = _report(imported, self.settings, self.budget, decision, pruned, found, self.clock)
+        report["certificate"] = told
+        return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
 
     def done(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """Decides within the budget and does it."""
@@ -245,6 +247,7 @@ class _Job:
                 self.providers,
                 self.measured,
                 drop,
+                self.candidates,
             )
         imported.groups.net.scratch.drop(*[m for m in (exact, masked, cut) if m is not None], keep=(pruned,))
         return certifying.attach(pruned, told), found, told
@@ -315,12 +318,15 @@ def _report(
         "approximate": settings.allow_approximate,
         "attention": settings.attention,
         "budget": budget.to_json(),
+        "options": settings.to_json(),
+        "command": None,
+        "inputs": {name: list(x.shape) for name, x in imported.groups.net.feeds.items()},
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},
         "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},
         "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(certifying.without(pruned))},
         "prunable": {"macs": macs, "params": params},
         "calibration": build.calibration(saliency),
-        "groups": build.group_entries(imported.groups, plan),
+        "groups": build.group_entries(imported.groups, plan, saliency),
         "layers": build.layer_entries(imported.groups, accounting, plan, decision.shares if provable else {}),
         "certificate": None,
         "validation": found.to_json(),

@@ -79,12 +79,13 @@ def certificate(
     providers: list[str],
     measured: bool = True,
     drop: Mapping[str, Any] | None = None,
+    candidates: int = 1,
 ) -> dict[str, Any] | None:
     """The certificate, JSON-ready; None where nothing could be said: no sensitivities and no samples.
 
     models: (pruned, masked). found: the validation, which ran on the samples of `held` unless these are --certify's.
     measured: whether the calibration was made in this run. drop: what --max-drop found on the samples of
-    `held`, which then have chosen the network.
+    `held`, which then have chosen the network. candidates: among how many networks they will be used to choose.
     """
     groups, plan = imported.groups, decision.plan
     if saliency.criterion != "pfp" and split.validation is None and isinstance(held, str):
@@ -93,7 +94,7 @@ def certificate(
     if isinstance(held, str):
         people = absent(POPULATION, held)
     else:
-        people = population(seen, settings.delta, 1 if drop is None else len(GRID))
+        people = population(seen, settings.delta, candidates if drop is None else len(GRID))
         if people["applies"]:
             people |= held.told(seen.samples, seen.data) | ({} if drop is None else {"max_drop": dict(drop)})
     return {

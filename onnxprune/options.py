@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from onnxprune.criteria.base import Mode, Reduce
 from onnxprune.criteria.plain import PLAIN
@@ -69,3 +69,7 @@ class Options:
             raise OptionError(f"--confidence must lie between 0 and 1, not {self.confidence}", hint="0.95, for example")
         if self.seed < 0:
             raise OptionError(f"--seed must not be negative, not {self.seed}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All options by name, for the report."""
+        return asdict(self)

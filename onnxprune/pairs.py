@@ -92,7 +92,7 @@ def verify(
     """
     scratch = weights.Scratch()  # lasts as long as what refers to it
     smaller = large.lean(files.load(pruned), scratch)
-    told = _told(smaller, report, certificate)
+    told = told_by(smaller, report, certificate)
     settings = _as_then(Options(**options), report, told)
     imported = load_as(original, data, settings)
     samples, *others = (
@@ -132,7 +132,7 @@ def verify(
     return {**names, "validation": found.to_json(), "certificate": told, "rechecked": lines}
 
 
-def _told(pruned: onnx.ModelProto, report: Mapping[str, Any] | None, copy: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def told_by(pruned: onnx.ModelProto, report: Mapping[str, Any] | None, copy: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The certificate, of which all copies must say the same; None where there is none."""
     text = attached(pruned)
     try:

@@ -33,8 +33,8 @@ LAYERS = [
     {"finish"},
     {"decide", "scoring"},
     {"certify", "checker"},
-    {"pairs", "search"},
-    {"api"},
+    {"pairs", "result", "search"},
+    {"api", "pages"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}

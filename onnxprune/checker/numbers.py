@@ -92,7 +92,7 @@ def network(part: Mapping[str, Any]) -> None:
 def population(part: Mapping[str, Any]) -> None:
     """Clopper-Pearson limits and ranks, by the binomial tails that define them."""
     n, statements = part["samples"], part["statements"]
-    demand(part["candidates"] >= 1 and 0 < part["delta"] < 1, "population: impossible counts")
+    demand(part["candidates"] in range(1, 10**6) and 0 < part["delta"] < 1, "population: impossible counts")
     levels = [s["alpha"] for s in statements if s["kind"] == "relative_l2"]
     demand(tuple(levels) in ((), LEVELS), "population: levels other than those fixed beforehand")
     _budget(part, {s["kind"]: s for s in statements})
@@ -114,9 +114,9 @@ def population(part: Mapping[str, Any]) -> None:
 def _budget(part: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> None:
     """What --max-drop certified: the limit of the same counts at its own delta; the rest pays for the choice."""
     drop = part.get("max_drop")
-    equal(part["candidates"], 1 if drop is None else len(GRID), "population: candidates")
     if drop is None:
         return
+    equal(part["candidates"], len(GRID), "population: candidates")
     n, delta = part["samples"], drop["delta"]
     if "top1_drop" in kinds:
         s = kinds["top1_drop"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
 from onnxprune.errors import OptionError
+from onnxprune.options import METHODS, RECOVERIES
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +21,11 @@ class Parser(argparse.ArgumentParser):
     def long_names(self) -> set[str]:
         """The options that a --config file may set."""
         return {name[2:] for name in self._option_string_actions if name.startswith("--")} - {"help", "config"}
+
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """Everything that can be typed, in the order of the help."""
+        return list(self._actions)
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(message, hint=f"see `{self.prog} --help`")
@@ -66,6 +72,26 @@ def import_model(parser: Parser) -> None:
     )
     group.add_argument(
         "--freeze", action="append", default=[], metavar="GLOB", help="layers or tensors to leave alone; repeatable"
+    )
+
+
+def cut(parser: Parser) -> None:
+    """How a budget is met, and which samples judge the result."""
+    group = parser.add_argument_group("what to cut")
+    group.add_argument(
+        "--method", choices=METHODS, default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
+    )
+    group.add_argument(
+        "--recover", choices=RECOVERIES, default="auto", help="new weights without training; auto: lsq where that helps"
+    )
+    group.add_argument(
+        "--align", type=int, default=1, metavar="N", help="kept channels are multiples of N where a layer is wide enough"
+    )
+    group.add_argument("--min-channels", type=int, default=1, metavar="N", help="what every group keeps at least")
+    group.add_argument("--calibration", metavar="CALIB", help="made by `onnxprune calibrate`, instead of --data")
+    group.add_argument("--validation", metavar="DATA", help="other data to compare the outputs on")
+    group.add_argument(
+        "--certify", metavar="DATA", help="samples for the certificate alone (default: those that outputs are compared on)"
     )
 
 

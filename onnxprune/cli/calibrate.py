@@ -10,7 +10,6 @@ from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add
 from onnxprune.errors import DataError
 from onnxprune.options import METHODS
-from onnxprune.report import terminal
 from onnxprune.report.progress import progress
 from onnxprune.saliency import Saliency
 
@@ -57,4 +56,4 @@ def _tell(args: argparse.Namespace, out: Path, saliency: Saliency, parts: int) -
         shared.print_json(found | {"scores": len(saliency.layers)})
         return
     what = f"{saliency.criterion}, {saliency.samples} samples" + (f" of {parts} calibrations" if parts > 1 else "")
-    shared.console(args).print(f"written: [bold]{terminal.escape(str(out))}[/] ({what})")
+    shared.tell_written(args, out, what)

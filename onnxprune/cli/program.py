@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 
 import onnxprune
 from onnxprune.budget import KINDS
-from onnxprune.cli import calibrate, inspect, prune, verify
+from onnxprune.cli import calibrate, inspect, prune, report, sweep, verify
 from onnxprune.cli.arguments import Parser, Run, general
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.report.words import visible
 
-FAMILIES = (prune, inspect, calibrate, verify)
+FAMILIES = (prune, sweep, inspect, calibrate, verify, report)
 
 
 def _parser() -> Parser:
@@ -32,7 +32,7 @@ def _parser() -> Parser:
 
     def add(name: str, text: str, run: Run) -> Parser:
         sub = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     for family in FAMILIES:

@@ -10,7 +10,6 @@ from onnxprune.budget import KINDS, Budget
 from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add, Parser
 from onnxprune.errors import BudgetError, ModelError, OptionError
-from onnxprune.options import METHODS, RECOVERIES
 from onnxprune.plan import Plan
 from onnxprune.report import terminal
 from onnxprune.report.progress import progress
@@ -45,31 +44,12 @@ def _prune(parser: Parser) -> None:
     budget.add_argument(
         "--max-drop", type=float, metavar="X", help="the smallest network whose top-1 drop is certified to be at most X"
     )
-    group = parser.add_argument_group("what to cut")
-    group.add_argument(
+    parser.add_argument(
         "--confidence", type=float, default=0.95, metavar="C", help="with which --max-drop is certified (default 0.95)"
     )
-    group.add_argument(
-        "--method", choices=METHODS, default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
-    )
-    group.add_argument(
-        "--recover", choices=RECOVERIES, default="auto", help="new weights without training; auto: lsq where that helps"
-    )
-    group.add_argument(
-        "--align",
-        type=int,
-        default=1,
-        metavar="N",
-        help="kept channels are multiples of N where a layer is wide enough",
-    )
-    group.add_argument("--min-channels", type=int, default=1, metavar="N")
-    group.add_argument("--calibration", metavar="CALIB", help="made by `onnxprune calibrate`, instead of --data")
-    group.add_argument("--validation", metavar="DATA", help="other data to compare the outputs on")
-    group.add_argument(
-        "--certify", metavar="DATA", help="samples for the certificate alone (default: those that outputs are compared on)"
-    )
-    group.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
-    group.add_argument("--save-plan", metavar="FILE.json", help="write the plan, for `onnxprune apply`")
+    parser.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
+    parser.add_argument("--save-plan", metavar="FILE.json", help="write the plan, for `onnxprune apply`")
+    arguments.cut(parser)
     arguments.data(parser)
     arguments.runtime(parser)
 
@@ -93,6 +73,7 @@ def prune(args: argparse.Namespace) -> None:
             progress=tell,
             **shared.options(args),
         )
+    result.report["command"] = shared.command(args)
     result.save(out, report, force=args.force)
     if args.save_plan:
         with files.whole_file(Path(args.save_plan)) as temporary:
@@ -134,7 +115,7 @@ def apply(args: argparse.Namespace) -> None:
     if args.json:
         shared.print_json({"out": str(out), "original": {"bytes": imported.size.bytes}, "pruned": {"bytes": wire.size(pruned)}})
         return
-    shared.console(args).print(f"written: [bold]{terminal.escape(str(out))}[/]")
+    shared.tell_written(args, out)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -152,5 +133,6 @@ def demo(args: argparse.Namespace) -> None:
         shared.console(args).print(command, markup=False)
     with progress(args.quiet) as tell:
         result = api.prune(model, data, budget=Budget("macs", args.macs), progress=tell)
+    result.report["command"] = shared.command(args)
     result.save(out, force=args.out is None)
     _tell(args, result, out)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from onnxprune import files
 from onnxprune.data import ImageOptions
+from onnxprune.report import terminal
 
 SHARED = (
     "method",
@@ -43,6 +44,11 @@ def console(args: argparse.Namespace) -> Console:
     return _Console(
         quiet=args.quiet, highlight=False, soft_wrap=True, width=PIPED_WIDTH, force_terminal=False, color_system=None
     )
+
+
+def tell_written(args: argparse.Namespace, out: Path, more: str = "") -> None:
+    """The last line of a command that wrote OUT."""
+    console(args).print(f"written: [bold]{terminal.escape(str(out))}[/]" + (f" ({terminal.escape(more)})" if more else ""))
 
 
 def print_json(found: Any) -> None:
@@ -91,3 +97,28 @@ def check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequenc
 
 def reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+SILENT = {"help", "quiet", "verbose", "debug", "config", "json", "force"}  # what does not change the result
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """The words that run this command again: names as they were typed, options that are not the default, --config resolved."""
+    places, words = [], []
+    for action in args.parser.actions:
+        value = getattr(args, action.dest, None)
+        if not action.option_strings:
+            places += [str(v) for v in value] if isinstance(value, list) else [str(value)] if value is not None else []
+        elif action.dest not in SILENT and value != action.default:
+            words += _written(action, value)
+    return ["onnxprune", args.command, *places, *words]
+
+
+def _written(action: argparse.Action, value: Any) -> list[str]:
+    name = action.option_strings[0]
+    if action.nargs == 0:
+        return [name]
+    if isinstance(action.nargs, str) or (isinstance(action.nargs, int) and action.nargs > 1):
+        return [name, *(str(v) for v in value)]
+    values = value if isinstance(value, list) else [value]
+    return [w for v in values for w in ([f"{name}={v}"] if str(v).startswith("-") else [name, str(v)])]

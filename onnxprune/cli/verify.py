@@ -30,14 +30,14 @@ def register(add: Add) -> None:
 def verify(args: argparse.Namespace) -> None:
     """onnxprune verify."""
     path = Path(args.report) if args.report else api.report_path(args.pruned)
-    report = _read_report(path) if args.report or path.exists() else None
+    report = read_report(path) if args.report or path.exists() else None
     with progress(args.quiet) as tell:
         found = api.verify(
             args.original,
             args.pruned,
             report,
             args.data,
-            certificate=_read_certificate(api.certificate_path(args.pruned)),
+            certificate=read_certificate(api.certificate_path(args.pruned)),
             validation=args.validation,
             certify=args.certify,
             progress=tell,
@@ -60,7 +60,7 @@ def verify(args: argparse.Namespace) -> None:
         console.print(f"re-checked, {terminal.escape(line)}" if not line.startswith("not ") else terminal.escape(line))
 
 
-def _read_certificate(path: Path) -> Any:
+def read_certificate(path: Path) -> Any:
     if not path.exists():
         return None
     try:
@@ -70,7 +70,7 @@ def _read_certificate(path: Path) -> Any:
         raise OptionError(f"{path} is not a certificate of onnxprune: {shared.reason(error)}", hint=hint) from None
 
 
-def _read_report(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
         if not isinstance(report, dict) or "groups" not in report:

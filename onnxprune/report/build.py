@@ -11,16 +11,30 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.errors import PlanError, ValidationError
 from onnxprune.groups import Accounting, Groups, is_parameter
 from onnxprune.plan import Kept, Plan
-from onnxprune.saliency import Saliency
+from onnxprune.saliency import Saliency, Scores
 from onnxprune.selection import Share
 
 # Where activations are multiplied no weight sums over the channel: zeroing what makes it does what zeroing a consumer does.
 ROLES = {"silencer": "consumer"}
 
 
-def group_entries(groups: Groups, plan: Plan | None = None) -> list[dict[str, Any]]:
-    """One entry per channel group: what it is made of, what stays, and why it is frozen if it is."""
-    return [_group(groups, g, plan) for g in groups.groups]
+NOTHING = Plan({})  # of a model as it is
+LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # quantiles of scores
+
+
+def group_entries(groups: Groups, plan: Plan | None = None, saliency: Saliency | None = None) -> list[dict[str, Any]]:
+    """One entry per channel group: what it is made of, what stays, why it is frozen if it is, and how its scores spread."""
+    entries = [_group(groups, g, plan) for g in groups.groups]
+    if saliency is not None:
+        for group, entry in zip(groups.groups, entries, strict=True):
+            entry["scores"] = None if group.frozen or group.id not in saliency.by_group else spread(saliency.of(group), entry)
+    return entries
+
+
+def spread(scores: Scores, entry: Mapping[str, Any]) -> dict[str, list[float] | None]:
+    """Quantiles (`LEVELS`) of the scores of the channels that stay and of those that go; None of none."""
+    parts = {"kept": scores[entry["kept"]], "removed": scores[entry["removed"]]}
+    return {k: [float(f"{q:.4g}") for q in np.quantile(v, LEVELS)] if len(v) else None for k, v in parts.items()}
 
 
 def _group(groups: Groups, group: ChannelGroup, plan: Plan | None) -> dict[str, Any]:
@@ -116,6 +130,7 @@ def calibration(saliency: Saliency) -> dict[str, Any]:
         "data": list(saliency.data),
         "criterion": saliency.criterion,
         "options": dict(saliency.options),
+        "quantiles": list(LEVELS),
     }
 
 

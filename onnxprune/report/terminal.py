@@ -10,6 +10,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 
+from onnxprune.report import sentences
 from onnxprune.report.words import number, percent, visible
 
 LEAST = 16  # columns that a name keeps in a table
@@ -38,7 +39,7 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         )
     console.print(f"[bold]{escape(report['model'])}[/]  method {report['method']}, budget {budget['kind']} {budget['value']:g}")
     console.print(grid)
-    for line in [*recovery_lines(report["recovery"]), *validation_lines(report["validation"])]:
+    for line in [*map(escape, sentences.recovery(report["recovery"])), *validation_lines(report["validation"])]:
         console.print(line)
     for line in certificate_lines(report["certificate"]):
         console.print(line)
@@ -48,101 +49,14 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         console.print(f"written: [bold]{escape(out)}[/] ({sum(report['seconds'].values()):.1f} s)")
 
 
-def recovery_lines(recovery: Mapping[str, Any]) -> Iterator[str]:
-    """What recovery was worth, and what it left alone."""
-    errors = {k: "-" if v is None else f"{v:.3g}" for k, v in recovery["held_out_relative_l2"].items()}
-    if recovery["kept"] != "none":
-        gain = f"on held-out samples outputs moved by {errors['none']} before, {errors[recovery['kept']]} after (relative L2)"
-        yield f"recovered by {recovery['kept']}, {recovery['layers']} layers from {recovery['samples']} samples: {gain}"
-    elif recovery["reason"]:
-        yield escape(f"not recovered: {recovery['reason']}")
-    if recovery["left"]:
-        yield escape(f"layers that recovery could not solve for: {len(recovery['left'])} (see the report)")
-
-
 def validation_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """What re-validation found, in words."""
-    error = found["masked_max_relative_error"]
-    equal = "" if error is None else f", equals the masked original to {error:.1e}"
-    yield f"checked: ONNX checker {'ok' if found['checker'] else 'refuses the original too'}, ONNX Runtime ok{equal}"
-    parts = []
-    if found["top1"]:
-        parts.append("top-1 {:.2f} % -> {:.2f} %".format(*(100 * v for v in found["top1"])))
-    if found["agreement"] is not None:
-        parts.append(f"same answer {100 * found['agreement']:.1f} %")
-    if found["relative_l2"] is not None:
-        parts.append(f"outputs moved by {found['relative_l2']:.3g} (relative L2)")
-    if parts:
-        yield f"on {found['samples']} samples: " + ", ".join(parts)
-    for note in found["notes"]:
-        yield f"note: {escape(note)}"
+    """What re-validation found, as markup."""
+    return map(escape, sentences.validation(found))
 
 
 def certificate_lines(certificate: Mapping[str, Any] | None) -> Iterator[str]:
-    """The four parts of the certificate in words, vacuous or not."""
-    if certificate is None:
-        yield "certificate: none (no sample data, and a criterion without an error bound)"
-        return
-    if not certificate["plan"]:
-        yield "certificate: nothing was cut, the outputs are the original's"
-        return
-    parts = (("sampling", _sampling), ("calibration", _calibration), ("network", _network), ("population", _population))
-    silent: dict[str, list[str]] = {}
-    for name, words in parts:
-        part = certificate[name]
-        if not part["applies"]:
-            silent.setdefault(part["reason"], []).append(name)
-        for line in words(part) if part["applies"] else ():
-            yield escape(f"certificate, {name}: {line}")
-    for reason, names in silent.items():
-        yield escape(f"certificate, {' and '.join(names)}: nothing, because {reason}")
-
-
-def _sampling(part: Mapping[str, Any]) -> Iterator[str]:
-    found = part["layers"].values()
-    empty = sum(x["vacuous"] for x in found)
-    worst = "infinity" if any(x["epsilon"] is None for x in found) else f"{max(x['epsilon'] for x in found):.3g}"
-    if empty:
-        yield f"vacuous (epsilon >= 1) in {empty} of {len(found)} layers, up to {worst}: there it guarantees nothing"
-    else:
-        yield f"epsilon <= {worst} in every layer, with probability {1 - part['delta'] - part['delta_calibration']:g}"
-
-
-def _calibration(part: Mapping[str, Any]) -> Iterator[str]:
-    found = part["layers"].values()
-    empty, worst = sum(x["vacuous"] for x in found), max(x["bound"] for x in found)
-    said = f", vacuous (>= 1) in {empty} of {len(found)} layers" if empty else ""
-    said += " (by upper bounds of the sensitivities)" if part["mode"] == "bound" else ""
-    yield f"on the {part['samples']} samples themselves pre-activations move by at most {worst:.3g} of the absolute sum{said}"
-
-
-def _network(part: Mapping[str, Any]) -> Iterator[str]:
-    for name, x in part["outputs"].items():
-        if "absent" in x:
-            yield f"no bound for output '{name}': {x['absent']}"
-        else:
-            bound = "without limit" if x["max_abs_bound"] is None else f"by at most {x['max_abs_bound']:.3g}"
-            said = ", vacuous" if x["vacuous"] else ""
-            yield (
-                f"on {part['samples']} samples '{name}' moves {bound} (measured: {x['max_abs_measured']:.3g}; relative L2 "
-                f"{x['relative_l2_measured']:.3g}){said}"
-            )
-
-
-def _population(part: Mapping[str, Any]) -> Iterator[str]:
-    if (drop := part.get("max_drop")) is not None:
-        what = f"drops by at most {100 * drop['value']:g} points with confidence {1 - drop['delta']:g}"
-        yield f"{what} (limit found: {100 * drop['limit']:.3g}), certified down to {drop['macs']:g} of the MACs"
-    yield f"with confidence {1 - part['delta']:g}, from {part['samples']} held-out samples:"
-    for s in part["statements"]:
-        if s["kind"] == "top1_changes":
-            yield f"at most {100 * s['alpha']:.3g} % of inputs change their top-1 answer (seen: {s['changed']})"
-        elif s["kind"] == "top1_drop":
-            yield f"the top-1 accuracy falls by at most {100 * s['drop']:.3g} points (lost {s['lost']}, gained {s['gained']})"
-        elif s["x"] is None:
-            yield f"nothing of {100 * s['alpha']:g} % of inputs: that takes {s['samples_needed']} samples, or finite outputs"
-        else:
-            yield f"at most {100 * s['alpha']:g} % of inputs move their outputs by more than {s['x']:.3g} (relative L2)"
+    """The four parts of the certificate, vacuous or not, as markup."""
+    return map(escape, sentences.certificate(certificate))
 
 
 def layers(console: Console, report: Mapping[str, Any]) -> None:
@@ -226,3 +140,24 @@ def _state(entry: Mapping[str, Any]) -> str:
     if entry["frozen"]:
         return f"frozen: {entry['reason']}" + (f" (to unfreeze: {entry['remedy']})" if entry["remedy"] else "")
     return "can be pruned" if entry["exact"] else f"can be pruned, but not exactly: {entry['flaw']}"
+
+
+def sweep(console: Console, told: Mapping[str, Any]) -> None:
+    """The networks of a sweep; those that no other beats in size and quality are marked."""
+    rows = []
+    for p in told["points"]:
+        found, certified = p["validation"], p["population"]
+        rows.append(
+            (
+                p["file"],
+                "*" if p["pareto"] else "",
+                percent(p["kept"]["macs"], 1),
+                f"{number(p['pruned']['bytes'])}B",
+                *(percent(v, 1) if v is not None else "-" for v in (found["top1"] and found["top1"][1], found["agreement"])),
+                "-" if found["relative_l2"] is None else f"{found['relative_l2']:.3g}",
+                "-" if certified["changes"] is None else f"{100 * certified['changes']:.3g} %",
+            )
+        )
+    table(console, ("network", "", "MACs", "file", "top-1", "same", "moved", "change <="), rows)
+    for line in sentences.sweep(told):
+        console.print(escape(line))
