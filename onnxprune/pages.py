@@ -48,6 +48,8 @@ def html(
     before, after = load(original, shape=sizes), load(pruned, shape=sizes)
     if report is not None:
         build.check_digests(report, before.groups.net.digest, wire.digest(without(after.model)))
+    if sweep is not None and sweep.get("digest") != before.groups.net.digest:
+        raise OptionError("the sweep is of another original model", hint="give the sweep.json of this model")
     try:
         facts = _facts(before, after, report, told, sweep, bench, calibration)
         return page(facts)
@@ -94,6 +96,7 @@ def _facts(
         _notes(after, report, certificate),
         scores,
         criterion,
+        wire.digest(without(after.model)),
     )
 
 

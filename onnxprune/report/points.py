@@ -13,6 +13,7 @@ def point(report: Mapping[str, Any], file: str) -> dict[str, Any]:
     return {
         "file": file,
         "budget": report["budget"],
+        "digest": report["digests"]["pruned"],
         "pruned": report["pruned"],
         "kept": {k: report["pruned"][k] / report["original"][k] if report["original"][k] else 1.0 for k in SIZES},
         "method": report["method"],

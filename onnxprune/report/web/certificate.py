@@ -36,25 +36,30 @@ def certificate(facts: Facts) -> Html:
         return tag("section", title, tag("p", "There is no certificate, so nothing is guaranteed."))
     if not told["plan"]:
         return tag("section", title, tag("p", "Nothing was cut: the outputs are the original's."))
-    intro = (
+    intro = tag(
+        "p",
         "The certificate has four parts, each with its own reach. Who deploys the file reads the first; the others explain "
-        "where the error comes from. `onnxprune verify` checks all of them again, from the two files and the data."
+        "where the error comes from. ",
+        tag("code", "onnxprune verify"),
+        " checks all of them again, from the two files and the data.",
+        class_="caption",
     )
-    return tag("section", title, tag("p", intro, class_="caption"), *(_part(name, told[name]) for name in TITLES))
+    return tag("section", title, intro, *(_part(name, told[name]) for name in TITLES))
 
 
 def _part(name: str, part: Mapping[str, Any]) -> Html:
     state = "says nothing here" if not part["applies"] else "true, but says nothing" if part["vacuous"] else "holds"
     title = tag("h3", TITLES[name], tag("span", f", {state}", class_="state"))
-    if not part["applies"]:
-        return tag("div", title, tag("p", f"Because {part['reason']}."))
-    lines = [tag("li", _sentence(line)) for line in sentences.PARTS[name](part)]
+    said = list(sentences.PARTS[name](part)) if part["applies"] else []
     several = part.get("candidates", 1)
-    if name == "population" and several > 1:
-        lines.append(tag("li", f"These statements hold for {several} networks at once, so that any of them may be kept."))
+    if said and name == "population" and several > 1:
+        said.append(f"these statements hold for {several} networks at once, so that any of them may be kept")
+    above = [_sentence(line) for line in said if line.endswith(":")] if said else [f"Because {part['reason']}."]
+    lines = [tag("li", _sentence(line)) for line in said if not line.endswith(":")]
     rows = (("bounds", part["bounds"]), ("for", part["for"]), ("assumes", part["assumes"]), ("does not say", SILENCE[name]))
     words = [cell for term, meaning in rows for cell in (tag("dt", term), tag("dd", meaning))]
-    return tag("div", title, tag("ul", *lines), tag("details", tag("summary", "What this means"), tag("dl", *words)))
+    shown = (*(tag("p", line) for line in above), tag("ul", *lines) if lines else None)
+    return tag("div", title, *shown, tag("details", tag("summary", "What this means"), tag("dl", *words)))
 
 
 def _sentence(line: str) -> str:

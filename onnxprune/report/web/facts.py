@@ -36,7 +36,8 @@ class Facts:
     """Everything that a page tells. report, certificate, sweep, bench: JSON as it was read, None where there is none.
 
     layers: in topological order. frozen: (group, channels, reason, what would unfreeze it). notes: what the reader has to
-    know about where all this comes from, such as JSON that is missing.
+    know about where all this comes from, such as JSON that is missing. scores: by group the quantiles of the scores of the
+    channels that stay ("kept") and go ("removed"), its "size" and how many are "left". digest: of the pruned file.
     """
 
     original: FileFacts
@@ -50,3 +51,4 @@ class Facts:
     notes: tuple[str, ...] = ()
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     criterion: str | None = None
+    digest: str = ""

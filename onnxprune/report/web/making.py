@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from onnxprune.report.web.facts import Facts
-from onnxprune.report.web.html import Html, tag
+from onnxprune.report.web.html import Html, tag, text
 
 WAYS = {
     "lsq": "new weights and biases by least squares",
@@ -31,8 +32,10 @@ def recovery(facts: Facts) -> Html | None:
                 f" On held-out samples the outputs lay {errors['none']:.3g} of their size away from the original's before, and "
                 f"{errors[told['kept']]:.3g} after."
             )
+    elif told["reason"]:
+        said = f"Recovery was tried and not kept: {told['reason']}."
     else:
-        said = "The weights that are left are the original's" + (f": {told['reason']}." if told["reason"] else ".")
+        said = "No recovery was asked for." if told["asked"] == "none" else "Nothing was recovered: there were no samples."
     left: dict[str, list[str]] = {}
     for layer, reason in told["left"].items():
         left.setdefault(reason, []).append(layer)
@@ -87,13 +90,16 @@ def making(facts: Facts) -> Html | None:
 
 def _calibration(report: Mapping[str, Any]) -> str:
     told = report["calibration"]
-    return f"{told['samples']} samples, scores by {told['criterion']}" if told["samples"] else f"scores by {told['criterion']}"
+    return f"{told['samples']} samples, scores by {told['criterion']}" if told["samples"] else f"no samples, scores by {told['criterion']}"
 
 
-def _command(report: Mapping[str, Any]) -> str:
-    """As it was typed, or the call of the library that does the same."""
+def _command(report: Mapping[str, Any]) -> Html:
+    """As it was typed, an option a line, or the call of the library that does the same."""
     if report.get("command"):
-        return shlex.join(str(word) for word in report["command"])
+        words = [shlex.quote(str(word)) for word in report["command"]]
+        options = [i for i, w in enumerate(words) if w.startswith("-")] or [len(words)]
+        lines = [words[a:b] for a, b in pairwise([0, *options, len(words)]) if words[a:b]]
+        return Html(" \\\n    ".join(text(" ".join(line)) for line in lines))
     given = [f"{k}={v!r}" for k, v in (report.get("options") or {}).items() if k in ("method", "recover", "seed", "align")]
     budget = {report["budget"]["kind"]: report["budget"]["value"]}
-    return f"onnxprune.prune({report['model']!r}, data, budget={budget!r}, {', '.join(given)})"
+    return text(f"onnxprune.prune({report['model']!r}, data, budget={budget!r}, {', '.join(given)})")

@@ -24,7 +24,7 @@ def page(facts: Facts) -> str:
         numbers(facts),
         network(facts),
         scores(facts),
-        None if facts.sweep is None else sweep(facts.sweep, facts.pruned.bytes),
+        None if facts.sweep is None else sweep(facts.sweep, facts.digest),
         None if facts.bench is None else bench(facts.bench),
         certificate(facts),
         frozen(facts),

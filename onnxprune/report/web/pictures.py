@@ -64,12 +64,19 @@ def place(value: float, low: float, high: float) -> float:
     return min(100.0, 100 * math.log(value / low) / math.log(high / low))
 
 
-def curve(points: Sequence[Pair], lit: Sequence[bool], titles: Sequence[str], frame: tuple[Pair, Pair], label: str) -> Html:
-    """Points in a frame ((lowest x, highest x), (lowest y, highest y)); those that are lit are joined by a line."""
+def curve(
+    points: Sequence[Pair], lit: Sequence[bool], titles: Sequence[str], frame: tuple[Pair, Pair], label: str, mark: float
+) -> Html:
+    """Points in a frame ((lowest x, highest x), (lowest y, highest y)); those that are lit are joined.
+
+    mark: the height of a dashed line across.
+    """
     (left, right), (bottom, top) = frame
     at = [(_scaled(x, left, right), 100 - _scaled(y, bottom, top)) for x, y in points]
     front = sorted(p for p, on in zip(at, lit, strict=True) if on)
     lines = [tag("line", x1=0, x2=100, y1=y, y2=y, class_="grid") for y in (0, 25, 50, 75, 100)]
+    level = 100 - _scaled(mark, bottom, top)
+    lines.append(tag("line", x1=0, x2=100, y1=level, y2=level, class_="mark"))
     lines.append(tag("polyline", points=" ".join(f"{x:.2f},{y:.2f}" for x, y in front), class_="front"))
     # A line of no length with round ends is a dot that does not stretch with the picture.
     for (x, y), on, title in zip(at, lit, titles, strict=True):

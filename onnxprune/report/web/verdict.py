@@ -113,7 +113,7 @@ def numbers(facts: Facts) -> Html:
     ]
     if found.get("top1"):
         was, now = found["top1"]
-        rows.append(_row("Top-1 accuracy", _points(was), _points(now), (was, now)))
+        rows.append(_row("Top-1 accuracy", _points(was), _points(now), (was, now), f"{100 * (now - was):+.2f} pt"))
     if found.get("agreement") is not None:
         rows.append(_row("Same answer as the original", "", percent(found["agreement"], 1), (1.0, found["agreement"])))
     head = tag("tr", *(tag("th", h, class_=c, scope="col") for h, c in HEAD))
@@ -128,9 +128,9 @@ def numbers(facts: Facts) -> Html:
 HEAD = (("", None), ("before", "n"), ("after", "n"), ("kept", "n"), ("", "wide"))
 
 
-def _row(name: str, before: str, after: str, pair: tuple[float, ...]) -> Html:
-    cells = [tag("td", x, class_="n") for x in (before, after, percent(pair[1], pair[0]))]
-    picture = tag("td", bar((pair[0], pair[1]), max(pair), f"{name}: {before} before, {after} after"), class_="wide")
+def _row(name: str, before: str, after: str, pair: tuple[float, float], kept: str = "") -> Html:
+    cells = [tag("td", x, class_="n") for x in (before, after, (kept or percent(pair[1], pair[0])).replace("-", "−"))]
+    picture = tag("td", bar(pair, max(pair), f"{name}: {before} before, {after} after"), class_="wide")
     return tag("tr", tag("th", name, scope="row"), *cells, picture)
 
 
