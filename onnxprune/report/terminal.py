@@ -154,8 +154,8 @@ def sweep(console: Console, told: Mapping[str, Any]) -> None:
                 percent(p["kept"]["macs"], 1),
                 f"{number(p['pruned']['bytes'])}B",
                 *(percent(v, 1) if v is not None else "-" for v in (found["top1"] and found["top1"][1], found["agreement"])),
-                "-" if found["relative_l2"] is None else f"{found['relative_l2']:.3g}",
-                "-" if certified["changes"] is None else f"{100 * certified['changes']:.3g} %",
+                "-" if found["relative_l2"] is None else f"{found['relative_l2']:#.3g}",
+                "-" if certified["changes"] is None else f"{100 * certified['changes']:.2f} %",
             )
         )
     table(console, ("network", "", "MACs", "file", "top-1", "same", "moved", "change <="), rows)

@@ -90,7 +90,7 @@ def making(facts: Facts) -> Html | None:
 
 def _calibration(report: Mapping[str, Any]) -> str:
     told = report["calibration"]
-    return f"{told['samples']} samples, scores by {told['criterion']}" if told["samples"] else f"no samples, scores by {told['criterion']}"
+    return f"{told['samples'] or 'no'} samples, scores by {told['criterion']}"
 
 
 def _command(report: Mapping[str, Any]) -> Html:

@@ -12,7 +12,7 @@ from onnxprune.report.web.verdict import legend
 from onnxprune.report.words import number, percent
 
 OPEN = 40  # rows of a table that is shown at once; longer ones are folded
-DECADES = 4  # that an axis of scores shows at most
+DECADES = 5  # that an axis of scores shows at most
 MEANING = {
     "pfp": "the largest share that the channel has in any output of a layer that reads it, 0 to 1 (empirical sensitivity)",
     "obs": "what the layers that read the channel lose if it goes and their other weights adapt (optimal brain surgery)",

@@ -86,8 +86,8 @@ def _row(p: Mapping[str, Any], here: str | None) -> Html:
         f"{number(p['pruned']['bytes'])}B",
         "-" if not found["top1"] else f"{100 * found['top1'][1]:.2f} %",
         "-" if found["agreement"] is None else percent(found["agreement"], 1),
-        "-" if found["relative_l2"] is None else f"{found['relative_l2']:.3g}",
-        "-" if bound is None else f"{100 * bound:.3g} %",
+        "-" if found["relative_l2"] is None else f"{found['relative_l2']:#.3g}",
+        "-" if bound is None else f"{100 * bound:.2f} %",
     )
     name = tag("th", p["file"], tag("small", mark), scope="row", class_="name")
     labels = ("MACs", "file", "top-1", "same", "moved", "changes ≤")

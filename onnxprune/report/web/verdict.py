@@ -20,11 +20,16 @@ def top(facts: Facts) -> Html:
     return tag(
         "header",
         tag("p", facts.original.name, " → ", facts.pruned.name, class_="files"),
-        tag("h1", headline(facts)),
-        *(tag("p", line, class_="lead") for line in sentences(facts)),
+        tag("h1", unbroken(headline(facts))),
+        *(tag("p", unbroken(line), class_="lead") for line in sentences(facts)),
         None if warning is None else tag("p", warning, class_="warning"),
         *(tag("p", note, class_="note") for note in facts.notes),
     )
+
+
+def unbroken(line: str) -> str:
+    """No line ends between a number and its per cent sign."""
+    return line.replace(" %", "\u00a0%")
 
 
 def headline(facts: Facts) -> str:
