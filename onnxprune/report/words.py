@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
@@ -18,12 +20,12 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-HARMFUL = (range(32), range(127, 160), range(0x200E, 0x2010), range(0x2028, 0x202F), range(0x2066, 0x206A))
+HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
     r"""The text without the characters that a terminal or a line-wise reader acts on; they show as \xNN or \uNNNN.
 
-    These are control codes, line separators and what reorders text; names in model files can hold any of them.
+    Names in model files can hold any of them: control codes, line separators, what reorders text, halves of characters.
     """
-    return "".join(repr(c)[1:-1] if any(ord(c) in r for r in HARMFUL) else c for c in text)
+    return HARMFUL.sub(lambda found: repr(found[0])[1:-1], text)
