@@ -71,5 +71,10 @@ class Options:
             raise OptionError(f"--seed must not be negative, not {self.seed}")
 
     def to_json(self) -> dict[str, Any]:
-        """All options by name, for the report."""
-        return asdict(self)
+        """All options by name, for the report; lists for tuples, as JSON has it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in _flat(asdict(self)).items()}
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """The options about images beside the others, by the names that the command line gives them."""
+    return {**{k: v for k, v in options.items() if k != "images"}, **options["images"]}

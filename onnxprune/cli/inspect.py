@@ -9,6 +9,7 @@ from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add
 from onnxprune.imported import load
 from onnxprune.report import build, terminal
+from onnxprune.report.progress import progress
 from onnxprune.report.words import number
 
 
@@ -20,7 +21,8 @@ def register(add: Add) -> None:
 def inspect(args: argparse.Namespace) -> None:
     """onnxprune inspect."""
     about = {"freeze": args.freeze, "shape": args.shape, "attention": args.attention}
-    imported = load(args.model, approximate=args.allow_approximate, **about)
+    with progress(args.quiet):
+        imported = load(args.model, approximate=args.allow_approximate, **about)
     macs, params = build.prunable_share(imported.groups, imported.accounting)
     entries = build.group_entries(imported.groups)
     cost = build.group_macs(imported.groups, imported.accounting)

@@ -110,7 +110,8 @@ def apply(args: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         hint = "plans are made by `onnxprune prune --save-plan`"
         raise OptionError(f"cannot read the plan {args.plan}: {shared.reason(error)}", hint=hint) from None
-    imported, pruned = api.applied(args.model, Plan.from_json(text), **shared.about_model(args))
+    with progress(args.quiet):
+        imported, pruned = api.applied(args.model, Plan.from_json(text), **shared.about_model(args))
     files.save(pruned, out, external=imported.external)
     if args.json:
         shared.print_json({"out": str(out), "original": {"bytes": imported.size.bytes}, "pruned": {"bytes": wire.size(pruned)}})

@@ -9,6 +9,7 @@ from onnxprune import api, files, pages
 from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add
 from onnxprune.cli.verify import read_certificate, read_report
+from onnxprune.report.progress import progress
 from onnxprune.saliency import Saliency
 
 
@@ -35,16 +36,17 @@ def report(args: argparse.Namespace) -> None:
     weights = [*files.external_files(args.original), *files.external_files(args.pruned)]
     files.apart([out], [*(Path(g) for g in given if g), *weights], Path(args.original))
     files.writable(out, force=args.force)
-    page = pages.html(
-        args.original,
-        args.pruned,
-        read_report(beside) if args.report or beside.exists() else None,
-        certificate=read_certificate(certificate),
-        sweep=pages.read_json(args.sweep, "points", "sweep") if args.sweep else None,
-        bench=pages.read_json(args.bench, "models", "bench --json") if args.bench else None,
-        calibration=Saliency.load(args.calibration) if args.calibration else None,
-        shape=tuple(args.shape),
-    )
+    with progress(args.quiet):
+        page = pages.html(
+            args.original,
+            args.pruned,
+            read_report(beside) if args.report or beside.exists() else None,
+            certificate=read_certificate(certificate),
+            sweep=pages.read_json(args.sweep, "points", "sweep") if args.sweep else None,
+            bench=pages.read_json(args.bench, "models", "bench --json") if args.bench else None,
+            calibration=Saliency.load(args.calibration) if args.calibration else None,
+            shape=tuple(args.shape),
+        )
     with files.whole_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     if args.json:

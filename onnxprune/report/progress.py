@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 Tell: TypeAlias = Callable[[str, int, int], None]
@@ -41,9 +41,11 @@ def progress(quiet: bool) -> Iterator[Tell]:
 
 
 def _on_terminal(bars: Progress) -> Tell:
-    tasks: dict[str, TaskID] = {}
+    tasks: dict[str, TaskID] = {"": bars.add_task("analysing", total=None)}  # until a stage says how far it is
 
     def tell(stage: str, done: int, total: int) -> None:
+        if "" in tasks:
+            bars.remove_task(tasks.pop(""))
         if stage in tasks and done < bars.tasks[bars.task_ids.index(tasks[stage])].completed:
             bars.reset(tasks[stage], total=total)  # so that rates are those of this round
         if stage not in tasks:
@@ -54,8 +56,15 @@ def _on_terminal(bars: Progress) -> Tell:
 
 
 def _bars() -> Progress:
-    columns = (TextColumn("{task.description:>20}"), BarColumn(20), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:>20}"), BarColumn(20), _Count(), _Rate(), _Left())
     return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+class _Count(MofNCompleteColumn):
+    """How many of how many, where that is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
 
 
 class _Rate(ProgressColumn):
@@ -63,7 +72,16 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if not speed else f"{rate(speed):>8}", style="progress.data.speed")
+        return Text(f"{rate(speed):>8}" if speed else "", style="progress.data.speed")
+
+
+class _Left(ProgressColumn):
+    """The time that is left, or, where nobody knows, the time that it has taken."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None or task.finished:
+            return Text(duration(task.elapsed or 0), style="progress.elapsed")
+        return Text("" if task.time_remaining is None else f"{duration(task.time_remaining)} left", style="progress.remaining")
 
 
 def rate(speed: float) -> str:
