@@ -167,6 +167,7 @@ class _Job:
         decision, pruned, found, told = self.done()
         report = _report(imported, self.settings, self.budget, decision, pruned, found, self.clock)
         report["certificate"] = told
+        report["validation"]["source"] = self.split.origin.source
         return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
 
     def done(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:

@@ -235,6 +235,12 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here / "evil.html"
 
 
+def test_the_page_says_when_nothing_was_held_out(made: Path, evil: Path) -> None:
+    said = "the very ones that the choice was made on"
+    assert said in closed(evil.read_text(encoding="utf-8")).text
+    assert said not in closed((made / "vgg8.html").read_text(encoding="utf-8")).text
+
+
 def test_names_in_files_stay_text(evil: Path) -> None:
     page = evil.read_text(encoding="utf-8")
     found = closed(page)

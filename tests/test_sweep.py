@@ -177,6 +177,12 @@ def _umask() -> int:
     return mask
 
 
+def test_budgets_may_be_a_list_in_a_config(run: Run, here: Path) -> None:
+    (here / "c.toml").write_text('budgets = [0.8, 0.5]\nmethod = "l1"\nout = "s"')
+    assert run("sweep m.onnx -q --config c.toml")[0] == 0
+    assert {p.name for p in (here / "s").glob("*.onnx")} == {"m-macs-0.8.onnx", "m-macs-0.5.onnx"}
+
+
 def test_weights_in_a_file_of_their_own_stay_there(run: Run, here: Path) -> None:
     onnx.save(onnx.load("m.onnx"), "outside.onnx", save_as_external_data=True, location="w.bin", size_threshold=64)
     assert run("sweep outside.onnx --method l1 --budgets 0.8,0.5 -q -o s")[0] == 0

@@ -75,6 +75,8 @@ def _as_arguments(key: str, value: Any) -> list[str]:
         return [f"--{key}"] if value else []
     if isinstance(value, list) and key in ("freeze", "shape"):
         return [part for v in value for part in (f"--{key}", str(v))]
+    if isinstance(value, list) and key == "budgets":
+        return [f"--{key}", ",".join(str(v) for v in value)]
     if isinstance(value, list):
         return [f"--{key}", *(str(v) for v in value)]
     return [f"--{key}={value}"]

@@ -73,7 +73,8 @@ def _measured(found: Mapping[str, Any]) -> str:
     if found.get("relative_l2") is not None:
         parts.append(f"its outputs differ by {100 * found['relative_l2']:.3g} % of their size")
     first = f"{', '.join(parts[:-1])} and " if len(parts) > 1 else ""
-    return f"On {found['samples']:,} samples {first}{parts[-1]}." if parts else ""
+    which = "" if found.get("source") != "calibration" else ", the very ones that the choice was made on,"
+    return f"On {found['samples']:,} samples{which} {first}{parts[-1]}." if parts else ""
 
 
 def _promised(facts: Facts) -> str | None:
