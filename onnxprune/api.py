@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 import onnxprune
 from onnxprune import certify as certifying
-from onnxprune import files, large, runtime, weights, wire
+from onnxprune import finetuning, runtime, wire
 from onnxprune.budget import Budget
 from onnxprune.clock import Clock
 from onnxprune.criteria import Sensitivity
@@ -28,13 +27,16 @@ from onnxprune.options import Options
 from onnxprune.pairs import applied, apply, load_as, oracle_pair, verify
 from onnxprune.passes.allocate import require_reachable
 from onnxprune.passes.validate import Validation, validate
-from onnxprune.plan import Plan
 from onnxprune.report import build
+from onnxprune.result import Result, certificate_path, outputs, report_path
 from onnxprune.saliency import Saliency
 from onnxprune.scoring import calibrated, calibrations, check_calibration, criterion_for
 from onnxprune.search import Search
 from onnxprune.selection import Widths
 from onnxprune.splits import Split
+
+if TYPE_CHECKING:
+    from onnxprune.training.trainer import Epoch
 
 __all__ = [
     "Progress",
@@ -53,61 +55,7 @@ __all__ = [
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)."""
 
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a pruning yields. `report` and `certificate` are JSON-ready.
-
-    stored: the pruned model, of which large tensors may be references into the files of the original and temporary ones,
-    which last as long as this. `save` writes it whole, and `model` is it as a ModelProto.
-    """
-
-    stored: onnx.ModelProto
-    plan: Plan
-    report: dict[str, Any]
-    certificate: dict[str, Any] | None
-    external_data: bool = False
-    sources: tuple[Path, ...] = ()
-    scratches: tuple[weights.Scratch, ...] = ()
-
-    @cached_property
-    def model(self) -> onnx.ModelProto:
-        """The pruned model, with its weights unless they are more than 1 GiB.
-
-        Those of a larger one are external data with absolute paths, for as long as this result lives: `prune` and `load`
-        take such a model, but `onnx.save` would write no more than the references.
-        """
-        return large.whole(self.stored)
-
-    def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, *, force: bool = False) -> None:
-        """Writes the model, beside it the certificate and, there or at `report`, the report; each whole or not at all.
-
-        Raises OutputError when that fails, also when it would replace a file that the original model is in.
-        """
-        where = Path(report) if report is not None else report_path(path)
-        targets = outputs(Path(path), where, external=self.external_data)
-        files.apart(targets, self.sources)
-        files.writable(*targets, force=force)
-        files.save(self.stored, path, external=self.external_data)
-        for target, told in ((where, self.report), (certificate_path(path), self.certificate)):
-            if told is not None:
-                with files.whole_file(target) as temporary:
-                    temporary.write_text(json.dumps(told, indent=1) + "\n")
-
-
-def report_path(out: str | os.PathLike[str]) -> Path:
-    """Where the report of OUT goes unless told otherwise: OUT.report.json."""
-    return Path(out).with_name(Path(out).name + ".report.json")
-
-
-def certificate_path(out: str | os.PathLike[str]) -> Path:
-    """Where the certificate of OUT goes: OUT.certificate.json."""
-    return Path(out).with_name(Path(out).name + ".certificate.json")
-
-
-def outputs(out: Path, report: Path, *, external: bool) -> list[Path]:
-    """Every file that `Result.save` writes."""
-    return [out, report, certificate_path(out), *([files.data_file(out)] if external else [])]
+STAGES = ("import", "calibrate", "sample", "finetune", "surgery", "validate", "certify")
 
 
 def prune(
@@ -119,6 +67,7 @@ def prune(
     validation: Any = None,
     certify: Any = None,
     progress: Progress | None = None,
+    said: Callable[[Epoch], None] | None = None,
     **options: Any,
 ) -> Result:
     """Prunes a model to a budget and re-validates it.
@@ -126,13 +75,16 @@ def prune(
     model: a path or a ModelProto, which is not changed. data: whatever `open_data` takes; optional for the criteria that
     look at weights only and when `calibration` is given. budget: `Budget` or e.g. {"macs": 0.5}. validation: other data to
     compare outputs on; by default samples that were not used to calibrate. certify: samples that are used for nothing but the
-    certificate, by default those that outputs are compared on. options: the fields of `Options`.
+    certificate, by default those that outputs are compared on. said: told of every epoch of fine-tuning. options: the fields
+    of `Options`.
     Raises OnnxPruneError's children; ValidationError means that the result was not fit to be used.
     """
     settings = Options(**options)
     budget = budget if isinstance(budget, Budget) else _budget(budget)
     if budget.kind == "eps":
         _require_provable(settings)
+    if settings.finetune is not None:
+        finetuning.require_trainable(budget, data)
     clock, tell = Clock(), progress or (lambda stage, done, total: None)
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
@@ -145,7 +97,7 @@ def prune(
         saliencies = calibrations(imported, settings, budget, providers, split, tell, calibration)
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
     held = certifying.held_out(imported, split, other, saliencies[0], settings, calibration is None)
-    job = _Job(imported, saliencies, settings, budget, split, held, providers, clock, tell, calibration is None)
+    job = _Job(imported, saliencies, settings, budget, split, held, providers, clock, tell, calibration is None, said)
     decision, pruned, found, told = job.done()
     report = _report(imported, settings, budget, decision, pruned, found, clock)
     report["certificate"] = told
@@ -166,6 +118,7 @@ class _Job:
     clock: Clock
     tell: Progress
     measured: bool
+    said: Callable[[Epoch], None] | None = None
 
     def done(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """Decides within the budget and does it."""
@@ -200,6 +153,10 @@ class _Job:
         while True:
             with self.clock.stage("sample"):
                 decision = decide(self.imported, self.saliencies, self.settings, self.budget, self.finish, spare)
+            if self.settings.finetune is not None:
+                with self.clock.stage("finetune"):
+                    tuned = finetuning.tuned(self.imported, decision.finished, self.settings, self.split, self.tell, self.said)
+                decision = replace(decision, finished=tuned)
             pruned, found, told = self._made(decision)
             excess = 0.0
             if self.budget.kind == "bytes":
@@ -310,7 +267,7 @@ def _report(
         "model": Path(imported.path).name,
         "seed": settings.seed,
         "method": decision.method,
-        "recover": decision.finished.how,
+        "recover": decision.finished.means,
         "recovery": decision.finished.to_json(settings.recover),
         "approximate": settings.allow_approximate,
         "attention": settings.attention,
@@ -323,6 +280,7 @@ def _report(
         "groups": build.group_entries(imported.groups, plan),
         "layers": build.layer_entries(imported.groups, accounting, plan, decision.shares if provable else {}),
         "certificate": None,
+        "finetune": None if decision.finished.tuned is None else decision.finished.tuned.to_json(),
         "validation": found.to_json(),
-        "seconds": {k: clock.seconds.get(k, 0.0) for k in ("import", "calibrate", "sample", "surgery", "validate", "certify")},
+        "seconds": {k: clock.seconds.get(k, 0.0) for k in STAGES},
     }

@@ -20,6 +20,7 @@ from onnxprune import commands
 from onnxprune.budget import KINDS
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.options import METHODS, RECOVERIES
+from onnxprune.training.settings import AUGMENTATIONS, OPTIMISERS, PRECISIONS, STATISTICS, Training
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,6 +113,47 @@ def _runtime(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _training(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What training can be told by `finetune` and by `prune --finetune` alike; see docs/finetune.md for the defaults."""
+    known = Training()
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--labels", choices=("ignore", "use"), default="ignore", help="whether true classes are learnt beside the outputs"
+    )
+    group.add_argument("--augment", choices=AUGMENTATIONS, default=known.augment, help="auto: mirror and shift image files")
+    group.add_argument("--optimiser", choices=OPTIMISERS, default=known.optimiser)
+    group.add_argument("--rate", type=float, metavar="R", help="highest learning rate (default: the optimiser's)")
+    group.add_argument("--decay", type=float, default=known.decay, metavar="D", help=f"weight decay (default {known.decay:g})")
+    group.add_argument(
+        "--temperature", type=float, default=known.temperature, metavar="T", help="at which class scores are compared"
+    )
+    group.add_argument(
+        "--features", type=float, default=known.features, metavar="W", help="weight of intermediate tensors in the loss"
+    )
+    group.add_argument(
+        "--batch-norm", choices=STATISTICS, default=known.batch_norm, help="whose statistics a batch norm that was kept uses"
+    )
+    group.add_argument("--patience", type=int, metavar="N", help="end after N epochs without an improvement")
+    group.add_argument("--precision", choices=PRECISIONS, default=known.precision)
+    group.add_argument("--device", metavar="NAME", help="default: cuda where there is any, else cpu")
+    return group
+
+
+def _finetune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pruned", metavar="PRUNED")
+    parser.add_argument("--teacher", required=True, metavar="ORIGINAL", help="the model that was pruned")
+    _output(parser)
+    known, group = Training(), _training(parser)
+    group.add_argument("--epochs", type=int, default=known.epochs, metavar="N", help=f"default {known.epochs}")
+    group.add_argument("--batch", type=int, default=known.batch, metavar="N", help=f"samples a step (default {known.batch})")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--resume", action="store_true", help="go on from the checkpoint of an interrupted training")
+    parser.add_argument("--validation", metavar="DATA", help="other data to compare the outputs on")
+    parser.add_argument("--certify", metavar="DATA", help="samples for the certificate alone")
+    parser.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
+    _data(parser, required=True)
+
+
 def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
@@ -155,6 +197,8 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
     group.add_argument("--save-plan", metavar="FILE.json", help="write the plan, for `onnxprune apply`")
+    group.add_argument("--finetune", type=int, metavar="EPOCHS", help="train the weights against the original's outputs")
+    _training(parser)
     _data(parser)
     _runtime(parser)
 
@@ -197,6 +241,7 @@ def _parser() -> _Parser:
     verify.add_argument("--certify", metavar="DATA", help="what `prune` had, to check the certificate's numbers")
     _data(verify)
     _runtime(verify)
+    _finetune(command("finetune", "train a pruned model's weights against the outputs of the original"))
     demo = command("demo", "the main job on the model and the data that ship with onnxprune")
     demo.add_argument("name", nargs="?", default="vgg8", help="vgg8, resnet20 or mobilenet")
     demo.add_argument("--macs", type=float, default=0.7, metavar="F")

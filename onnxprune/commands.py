@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from onnxprune import api, files
+from onnxprune import api, files, finetuning
 from onnxprune.budget import KINDS, Budget
 from onnxprune.data import ImageOptions
 from onnxprune.errors import BudgetError, DataError, ModelError, OptionError
@@ -20,6 +20,7 @@ from onnxprune.imported import load
 from onnxprune.plan import Plan
 from onnxprune.report import build, terminal
 from onnxprune.saliency import Saliency
+from onnxprune.training.settings import CHECKPOINT, LABELS, Training
 
 SHARED = (
     "method",
@@ -89,6 +90,7 @@ def prune(args: argparse.Namespace) -> None:
     outs = [*api.outputs(out, report, external=bool(files.external_files(args.model))), args.save_plan]
     _check_outputs(args, outs, [args.model, args.data, args.validation, args.certify, args.calibration])
     calibration = Saliency.load(args.calibration) if args.calibration else None
+    training = None if args.finetune is None else _training(args, epochs=args.finetune)
     with terminal.progress(args.quiet) as tell:
         result = api.prune(
             args.model,
@@ -98,6 +100,8 @@ def prune(args: argparse.Namespace) -> None:
             validation=args.validation,
             certify=args.certify,
             progress=tell,
+            said=terminal.epochs(args.quiet, args.finetune),
+            finetune=training,
             **_options(args),
         )
     result.save(out, report, force=args.force)
@@ -110,10 +114,65 @@ def prune(args: argparse.Namespace) -> None:
     terminal.summary(console, result.report, str(out))
 
 
-def _check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequence[Any]) -> None:
+def _training(args: argparse.Namespace, **more: Any) -> Training:
+    shared = (
+        "augment",
+        "optimiser",
+        "rate",
+        "decay",
+        "temperature",
+        "features",
+        "batch_norm",
+        "patience",
+        "precision",
+        "device",
+    )
+    given = {name: getattr(args, name) for name in shared} | {"seed": args.seed} | more
+    return Training(labels=LABELS if args.labels == "use" else 0.0, **given)
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """onnxprune finetune."""
+    out = Path(args.out)
+    report = Path(args.report) if args.report else api.report_path(out)
+    outs = api.outputs(out, report, external=bool(files.external_files(args.pruned)))
+    inputs = [args.pruned, args.teacher, args.data, args.validation, args.certify, *files.external_files(args.teacher)]
+    _check_outputs(args, outs, inputs, args.pruned)
+    training, kept = _training(args, epochs=args.epochs, batch=args.batch), out.with_name(out.name + CHECKPOINT)
+    if kept.exists() and not (args.resume or args.force):
+        hint = "--resume goes on with it, --force starts anew"
+        raise OptionError(f"{kept} is the checkpoint of a training that was interrupted", hint=hint)
+    path = api.report_path(args.pruned)
+    try:
+        with terminal.progress(args.quiet) as tell:
+            result = finetuning.finetune(
+                args.pruned,
+                args.teacher,
+                args.data,
+                training=training,
+                validation=args.validation,
+                certify=args.certify,
+                report=_read_report(path) if path.exists() else None,
+                checkpoint=kept,
+                resume=args.resume,
+                progress=tell,
+                said=terminal.epochs(args.quiet, args.epochs),
+                seed=args.seed,
+                images=_images(args),
+            )
+    except KeyboardInterrupt:
+        if kept.exists():
+            print(f"onnxprune: {kept} has what was trained so far: --resume goes on with it", file=sys.stderr)
+        raise
+    result.save(out, report, force=args.force)
+    kept.unlink(missing_ok=True)
+    terminal.trained(_console(args), result.report, str(out))
+
+
+def _check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequence[Any], model: str | None = None) -> None:
     """Before any work: no output is an input (the model's external data included), and all can be written."""
-    targets = [Path(o) for o in outs if o]
-    files.apart(targets, [*(Path(i) for i in inputs if i), *files.external_files(args.model)], Path(args.model))
+    targets, model = [Path(o) for o in outs if o], model or args.model
+    files.apart(targets, [*(Path(i) for i in inputs if i), *files.external_files(model)], Path(model))
     files.writable(*targets, force=args.force)
 
 
@@ -240,7 +299,7 @@ def _read_certificate(path: Path) -> Any:
 def _read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
-        if not isinstance(report, dict) or "groups" not in report:
+        if not isinstance(report, dict) or not {"groups", "finetune"} & report.keys():
             raise ValueError("no groups in it")
         return report
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
