@@ -71,6 +71,7 @@ def check(model: onnx.ModelProto, feeds: Mapping[str, Array], tolerance: float =
 
 IMAGE = (2, 4, 9, 10)
 EXACT = {"num_outputs": 2}
+TWO, ASYMMETRIC, BEFORE = "bidirectional", "asymmetric", {"linear_before_reset": 1}
 CASES: list[tuple[str, tuple[int, ...], list[Any], dict[str, Any], int]] = [
     ("Conv", IMAGE, [lambda: f(6, 4, 3, 3), lambda: f(6)], {"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2]}, 18),
     ("Conv", IMAGE, [lambda: f(8, 2, 3, 3)], {"group": 2, "auto_pad": "SAME_UPPER", "strides": [2, 2]}, 18),
@@ -155,17 +156,17 @@ CASES: list[tuple[str, tuple[int, ...], list[Any], dict[str, Any], int]] = [
     ("ReduceLogSumExp", IMAGE, [i(-1)], {}, 18),
     ("ArgMax", (3, 4), [], {"axis": 1, "keepdims": 0}, 17),
     ("CumSum", (3, 4), [np.int64(1)], {"reverse": 1, "exclusive": 1}, 17),
-    ("Resize", IMAGE, [None, np.float32([1, 1, 2, 2])], {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}, 17),
+    ("Resize", IMAGE, [None, np.float32([1, 1, 2, 2])], {"mode": "nearest", "coordinate_transformation_mode": ASYMMETRIC}, 17),
     ("Resize", IMAGE, [None, None, i(2, 4, 13, 7)], {"mode": "linear"}, 17),
     ("Resize", IMAGE, [None, None, i(2, 4, 17, 19)], {"mode": "linear", "coordinate_transformation_mode": "align_corners"}, 17),
     ("Resize", IMAGE, [None, None, i(18, 15)], {"mode": "linear", "axes": [2, 3]}, 18),
     ("Resize", IMAGE, [None, np.float32([1, 1, 0.6, 1.7])], {"coordinate_transformation_mode": "pytorch_half_pixel"}, 17),
     ("Resize", IMAGE, [None, np.float32([1, 1, 2, 1.5])], {"mode": "cubic"}, 17),
     ("Upsample", IMAGE, [np.float32([1, 1, 2, 3])], {"mode": "nearest"}, 9),
-    ("LSTM", (5, 2, 4), [lambda: f(2, 12, 4), lambda: f(2, 12, 3), lambda: f(2, 24)], {"hidden_size": 3, "direction": "bidirectional"}, 17),
+    ("LSTM", (5, 2, 4), [lambda: f(2, 12, 4), lambda: f(2, 12, 3), lambda: f(2, 24)], {"hidden_size": 3, "direction": TWO}, 17),
     ("LSTM", (5, 2, 4), [lambda: f(1, 12, 4), lambda: f(1, 12, 3)], {"hidden_size": 3, "direction": "reverse"}, 17),
     ("GRU", (5, 2, 4), [lambda: f(1, 9, 4), lambda: f(1, 9, 3), lambda: f(1, 18)], {"hidden_size": 3}, 17),
-    ("GRU", (5, 2, 4), [lambda: f(1, 9, 4), lambda: f(1, 9, 3), lambda: f(1, 18)], {"hidden_size": 3, "linear_before_reset": 1}, 17),
+    ("GRU", (5, 2, 4), [lambda: f(1, 9, 4), lambda: f(1, 9, 3), lambda: f(1, 18)], {"hidden_size": 3, **BEFORE}, 17),
     ("RNN", (5, 2, 4), [lambda: f(1, 3, 4), lambda: f(1, 3, 3), lambda: f(1, 6)], {"hidden_size": 3}, 17),
 ]  # fmt: skip
 OUTPUTS = {"LSTM": 3, "GRU": 2, "RNN": 2}
@@ -285,7 +286,7 @@ def test_an_unknown_operator_is_named() -> None:
 def test_a_variant_that_is_not_known_is_named_with_its_node() -> None:
     x = f(1, 1, 4, 4)
     model = single("MaxPool", x, [], {"kernel_shape": [2, 2]}, 17, 2, "")
-    with pytest.raises(ModelError, match="'only' \\(MaxPool\\).*places of the maxima"):
+    with pytest.raises(ModelError, match=r"'only' \(MaxPool\).*places of the maxima"):
         TorchGraph(model).run({"x": tensor(x)})
 
 
