@@ -19,6 +19,7 @@ from onnxprune import certify as certifying
 from onnxprune import files, large, weights, wire
 from onnxprune.budget import Budget
 from onnxprune.certificate.population import population
+from onnxprune.certificate.words import POPULATION, absent
 from onnxprune.channels import Index
 from onnxprune.checker.check import Sources
 from onnxprune.data import Samples, choose, open_data
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 Said = Callable[["Epoch"], None]
 APART = 10  # a tenth of the samples is compared on, where nothing else is given
+MAYBE = "the samples that outputs are compared on may have served to prune the model: give others with --certify DATA"
+CHOSEN = "the held-out samples have chosen the pruned network (--max-drop): give others with --certify DATA"
 
 
 def trainer() -> Any:
@@ -240,7 +243,13 @@ class _Pair:
         if self.told is None or not found.best:
             return self.told
         means = _means(self.told["recover"])
-        people = population(checked.observed, self.settings.delta)
+        then = self.told["population"]
+        if held.source == "data" and (not then["applies"] or then["source"] != "data"):
+            people = absent(POPULATION, MAYBE)
+        elif "max_drop" in then and held.source == then["source"]:
+            people = absent(POPULATION, CHOSEN)
+        else:
+            people = population(checked.observed, then.get("delta", self.settings.delta))
         if people["applies"]:
             people |= held.told(checked.observed.samples, checked.observed.data)
         digests = self.told["digests"] | {"pruned": wire.digest(found.model)}

@@ -238,7 +238,7 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_an_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
     samples = open_data(np.arange(40, dtype=np.float32)[:, None], [InputSpec("x", np.dtype(np.float32), (None, 1))])
-    store = Store(samples, np.arange(40), True)
+    store = Store(samples, np.arange(40), "auto")
     settings = Training(batch=10)
     orders = [
         [int(v) for b in store.epoch(e, settings, ahead) for v in b.feeds["x"][:, 0]] for e, ahead in ((0, 0), (0, 1), (1, 0))
@@ -256,16 +256,22 @@ def test_pictures_are_shifted_and_mirrored_and_arrays_are_not(tmp_path: Path) ->
     inputs = [InputSpec("x", np.dtype(np.float32), (None, 3, 16, 16))]
     pictures = open_data(tmp_path, inputs)
     plain = pictures.batch(np.arange(8))["x"]
-    varied = next(iter(Store(pictures, np.arange(8), True).epoch(0, Training(batch=8), False))).feeds["x"]
+    varied = next(iter(Store(pictures, np.arange(8), "auto").epoch(0, Training(batch=8), False))).feeds["x"]
     order = np.random.default_rng((0, 0)).permutation(8)
     assert varied.shape == plain.shape and not np.array_equal(varied, plain[order])
     for before, after in zip(plain[order], varied, strict=True):
         wider = np.pad(before, ((0, 0), (2, 2), (2, 2)), mode="reflect")
         moved = [wider[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
         assert any(np.array_equal(after, m) or np.array_equal(after, m[..., ::-1]) for m in moved)
-    arrays_of = Store(open_data(plain, inputs), np.arange(8), True)
-    same = next(iter(arrays_of.epoch(0, Training(batch=8), False))).feeds["x"]
+    same, other = (
+        next(iter(Store(open_data(plain, inputs), np.arange(8), how).epoch(0, Training(batch=8), False))).feeds["x"]
+        for how in ("auto", "flip+shift")
+    )
     assert np.array_equal(same, plain[order])
+    assert np.array_equal(other, varied)  # where they are said to be pictures
+    vectors = open_data(np.ones((8, 5), np.float32), [InputSpec("x", np.dtype(np.float32), (None, 5))])
+    with pytest.raises(OptionError, match="no pictures to shift"):
+        Store(vectors, np.arange(8), "shift")
 
 
 def test_held_out_samples_are_not_trained_on() -> None:

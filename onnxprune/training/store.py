@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxprune.channels import Index
 from onnxprune.data import Samples
+from onnxprune.errors import OptionError
 from onnxprune.graph import Array
 from onnxprune.training.settings import Training
 
@@ -38,12 +39,15 @@ class Batch:
 class Store:
     """Samples with indices, read as often as necessary.
 
-    augment: whether pictures may be varied. Raises DataError for samples that cannot be read, when they are.
+    augment: see `Training`. Raises OptionError where arrays that are no pictures are to be varied like some, and DataError
+    for samples that cannot be read, when they are.
     """
 
-    def __init__(self, samples: Samples, indices: Index, augment: bool) -> None:
+    def __init__(self, samples: Samples, indices: Index, augment: str = "none") -> None:
         self._samples, self._indices = samples, indices
-        self._axes = samples.picture_axes() if augment else None
+        self._axes = None if augment == "none" else samples.picture_axes()
+        if self._axes is None and augment not in ("none", "auto"):
+            self._axes = _array_axes(samples)
         self._kept: dict[str, Array] | None = None
 
     def __len__(self) -> int:
@@ -67,7 +71,7 @@ class Store:
         indices = self._indices[places]
         stored = self._samples.stored(indices) if self._kept is None else {k: v[places] for k, v in self._kept.items()}
         if rng is not None and self._axes is not None:
-            stored = {k: _varied(v, rng, mirrored) for k, v in stored.items()}
+            stored = {k: _varied(v, self._axes, rng, mirrored) for k, v in stored.items()}
         labels = None if self._samples.labels is None else self._samples.labels[indices]
         return Batch(self._samples.fed(stored, indices), labels, len(places))
 
@@ -100,8 +104,17 @@ class Store:
         return len(self) // min(settings.batch, len(self))
 
 
-def _varied(pictures: Array, rng: np.random.Generator, mirrored: bool) -> Array:
-    """Each picture [n, H, W, C] moved by up to an eighth of its size, its edge mirrored, and turned round or not."""
+def _array_axes(samples: Samples) -> tuple[int, int]:
+    """Height and width of arrays that are pictures by their shape."""
+    shape = samples.inputs[0].shape
+    if len(samples.inputs) == 1 and len(shape) == 4 and {1, 3} & {shape[1], shape[3]}:
+        return (2, 3) if shape[1] in (1, 3) else (1, 2)
+    raise OptionError(f"{samples.source} has no pictures to shift", hint="leave --augment out")
+
+
+def _varied(stored: Array, axes: tuple[int, int], rng: np.random.Generator, mirrored: bool) -> Array:
+    """Each picture moved by up to an eighth of its size, its edge mirrored, and turned round or not."""
+    pictures = np.moveaxis(stored, axes, (1, 2))
     n, height, width = pictures.shape[:3]
     up, left = height // SHIFT, width // SHIFT
     wider = (
@@ -113,4 +126,4 @@ def _varied(pictures: Array, rng: np.random.Generator, mirrored: bool) -> Array:
     for i in range(n):
         part = wider[i, ys[i] : ys[i] + height, xs[i] : xs[i] + width]
         varied[i] = part[:, ::-1] if mirrored and turned[i] else part
-    return varied
+    return np.moveaxis(varied, (1, 2), axes)

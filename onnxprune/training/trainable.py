@@ -42,7 +42,15 @@ def trainable(net: Network) -> list[str]:
         reads = [x for p, x in enumerate(node.input) if x and _slot(net, i, p)]
         for name in reads:
             found |= _sources(net, name, net.fixed)
+    found -= statistics(net)
     return [name for name, kind in net.kinds.items() if name in found and _floating(kind) and _several(net, name)]
+
+
+def statistics(net: Network) -> set[str]:
+    """Means and variances of batch norms. Some exporters use one tensor for all constants of equal values, weights among
+    them: these must not be trained, or a variance could become negative."""
+    norms = [n for n in net.model.graph.node if n.op_type == "BatchNormalization"]
+    return {s for n in norms for x in n.input[3:5] if x in net.fixed for s in _sources(net, x, net.fixed)}
 
 
 def _floating(kind: np.dtype[np.generic]) -> bool:

@@ -98,20 +98,22 @@ def tune(
     probe = runtime.probe(pruned, samples.batch(indices[: fixed or 1]))
     shapes = (probe.shapes, runtime.probe(teacher, probe.feeds).shapes)
     what = targets(net, original, shapes, settings.features > 0)
-    statistics = BatchStatistics() if settings.batch_norm == "batch" else None
+    statistics = BatchStatistics(_own(net)) if settings.batch_norm == "batch" else None
     functions = {} if statistics is None else {"BatchNormalization": statistics}
+    store, reserve = Store(samples, rest, settings.augment), Store(samples, held)
+    reserve.keep()
+    store.keep(None if progress is None else lambda done, total: progress("read", done, total))
     trainer = Trainer(
         TorchGraph(pruned, names, functions=functions, device=device),
         Teacher(teacher, what.all, device, count),
         what,
-        Store(samples, rest, settings.augment != "none"),
-        Store(samples, held, False),
+        store,
+        reserve,
         settings,
         statistics,
         fixed or max(1, min(settings.batch, MEMORY // _bytes(probe))),
         count > 1,
     )
-    trainer.store.keep(None if progress is None else lambda done, total: progress("read", done, total))
     print_of = None if kept is None else _fingerprint(pruned, teacher, samples, indices, settings)
     state = trainer.run(
         None if progress is None else lambda done, total: progress("finetune", done, total),
@@ -148,6 +150,10 @@ def apart(indices: Index, seed: int) -> tuple[Index, Index]:
     order = indices[choose(len(indices), None, seed)]
     count = min(HELD, max(FEWEST, len(indices) // 20), len(indices) // 4)
     return order[:count], order[count:]
+
+
+def _own(net: Network) -> set[str]:
+    return {name for name in net.initializers if len(net.uses.get(name, ())) == 1}
 
 
 def _fixed_batch(net: Network) -> int | None:
