@@ -123,6 +123,18 @@ def test_statistics_of_a_kept_batch_norm_stay_unless_those_of_the_batch_are_want
             assert not np.array_equal(after[name], before[name])
 
 
+def test_a_tensor_that_is_a_variance_somewhere_is_never_trained() -> None:
+    """Some exporters merge all constants of equal values."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "ones", "shift", "mean", "ones"], ["n"]),
+        helper.make_node("BatchNormalization", ["n", "scale", "mean", "mean", "ones"], ["y"]),
+    ]
+    vectors = {"ones": np.ones(5), "shift": np.zeros(5), "mean": np.zeros(5), "scale": np.ones(5)}
+    net = net_of(nodes, {"w": np.ones((5, 4, 1)), **vectors})
+    assert trainable(net) == ["w", "shift", "scale"]
+
+
 # ---------------------------------------------------------------------------------------------- what changes in the file
 
 
@@ -379,6 +391,20 @@ def test_a_file_without_a_true_certificate_gets_none(run: Run, tmp_path: Path, g
     }
     assert not (tmp_path / "t.onnx.certificate.json").exists()
     assert run("verify m.onnx $OUT/t.onnx --data d.npz")[0] == 0
+
+
+def test_samples_that_may_have_served_to_prune_certify_nothing(run: Run, tmp_path: Path) -> None:
+    """All samples calibrated, so that none is left for the certificate; others that are given certify again."""
+    assert run("prune m.onnx --data d.npz -o $OUT/a.onnx --macs 0.25 --method pfp --samples 400 --recover none -q")[0] == 0
+    tune_it = f"{TUNE.replace('p.onnx', '$OUT/a.onnx', 1)} --epochs 4 --force"
+    code, out, err = run(tune_it)
+    assert code == 0, err
+    assert "may have served to prune the model: give others with --certify DATA" in out
+    code, out, err = run(f"{tune_it} --certify other.npz")
+    assert code == 0, err
+    people = json.loads((tmp_path / "t.onnx.report.json").read_text())["certificate"]["population"]
+    assert people["applies"] and (people["source"], people["samples"]) == ("certify", 100)
+    assert run("verify m.onnx $OUT/t.onnx --data d.npz --certify other.npz")[0] == 0
 
 
 @pytest.mark.parametrize(
