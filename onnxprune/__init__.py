@@ -12,10 +12,12 @@ from onnxprune.api import Result, apply, calibrate, prune, sweep, verify
 from onnxprune.budget import Budget
 from onnxprune.data import ImageOptions
 from onnxprune.errors import OnnxPruneError
+from onnxprune.finetuning import finetune
 from onnxprune.imported import load
 from onnxprune.options import Options
 from onnxprune.plan import Plan
 from onnxprune.saliency import Saliency
+from onnxprune.training.settings import Training
 
 __all__ = [
     "Budget",
@@ -25,8 +27,10 @@ __all__ = [
     "Plan",
     "Result",
     "Saliency",
+    "Training",
     "apply",
     "calibrate",
+    "finetune",
     "load",
     "prune",
     "sweep",

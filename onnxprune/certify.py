@@ -107,10 +107,10 @@ def certificate(
             "approximate": settings.allow_approximate,
             "attention": settings.attention,
         },
-        "data": None if split.calibration is None else _name(split.calibration),
+        "data": None if split.calibration is None else name_of(split.calibration),
         "digests": {"original": groups.net.digest, "pruned": wire.digest(without(models[0]))},
         "plan": json.loads(plan.to_json())["groups"],
-        "recover": decision.finished.how,
+        "recover": decision.finished.means,
         **_bounds(imported, split, saliency, decision, settings, models, measured),
         "population": people,
     }
@@ -126,9 +126,8 @@ def _bounds(
     measured: bool,
 ) -> dict[str, Any]:
     """The parts that follow from the weights; they say nothing of weights that recovery has changed."""
-    if (how := decision.finished.how) != "none":
-        why = f"--recover {how} gave the layers new weights, which only held-out samples can judge"
-        return {"sampling": absent(SAMPLING, why), "calibration": absent(CALIBRATION, why), "network": absent(NETWORK, why)}
+    if (means := decision.finished.means) != "none":
+        return silent(means)
     groups = imported.groups
     return {
         "sampling": layers.sampling(groups, decision.shares, saliency, settings.delta),
@@ -137,7 +136,15 @@ def _bounds(
     }
 
 
-def _name(samples: Samples) -> dict[str, Any]:
+def silent(means: str) -> dict[str, Any]:
+    """The parts that follow from the weights, of a model whose weights come by other means than a cut."""
+    by = {"finetune": "fine-tuning"}.get(means, f"--recover {means.removesuffix('+finetune')}")
+    by += " and fine-tuning" if means.endswith("+finetune") else ""
+    why = f"{by} gave the layers new weights, which only held-out samples can judge"
+    return {"sampling": absent(SAMPLING, why), "calibration": absent(CALIBRATION, why), "network": absent(NETWORK, why)}
+
+
+def name_of(samples: Samples) -> dict[str, Any]:
     """What tells whether other data are these, whatever was chosen of them."""
     return {"samples": len(samples), "first": samples.digest(np.arange(min(NAMED, len(samples))))}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -24,6 +24,9 @@ from onnxprune.plan import Plan
 from onnxprune.recovery.solver import How
 from onnxprune.splits import Split
 
+if TYPE_CHECKING:
+    from onnxprune.training.tune import Tuned
+
 
 @dataclass(frozen=True, eq=False)
 class Finished:
@@ -31,7 +34,7 @@ class Finished:
 
     cut: as surgery leaves it. model: what is kept, `cut` itself where nothing was recovered. how: the recovery that was
     kept, or "none". errors: relative L2 on the samples that decide, by recovery. samples: how many were learnt from.
-    why: why a recovery that was tried was not kept.
+    why: why a recovery that was tried was not kept. tuned: what fine-tuning made of it, where that was asked for.
     """
 
     cut: onnx.ModelProto
@@ -41,6 +44,13 @@ class Finished:
     samples: int = 0
     recovery: Recovery | None = None
     why: str | None = None
+    tuned: Tuned | None = None
+
+    @property
+    def means(self) -> str:
+        """By what means the layers have their weights: "none", a recovery, fine-tuning, or both."""
+        tuned = ["finetune"] if self.tuned is not None and self.tuned.best else []
+        return "+".join([how for how in (self.how,) if how != "none" or not tuned] + tuned)
 
     @property
     def error(self) -> float:

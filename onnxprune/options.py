@@ -11,6 +11,7 @@ from onnxprune.data import ImageOptions
 from onnxprune.elimination import NAME as OBS
 from onnxprune.errors import OptionError
 from onnxprune.recovery.solver import WAYS
+from onnxprune.training.settings import Training
 
 METHODS = ("auto", "pfp", "pfp-random", "pfp-deterministic", OBS, *PLAIN)
 RECOVERIES = ("auto", "none", *WAYS)
@@ -27,7 +28,8 @@ class Options:
     drop of a budget of that kind is kept. reduce, sensitivity: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
     inputs whose size the model leaves open. attention: cut whole `heads`, or the same places of every head (`dims`), where
-    both can go; by default what leaves more channels to choose from.
+    both can go; by default what leaves more channels to choose from. finetune: how to train the weights after recovery;
+    by default not at all.
     """
 
     method: str = "auto"
@@ -47,6 +49,7 @@ class Options:
     reduce: Reduce = "sum"
     sensitivity: Mode = "exact"
     images: ImageOptions = field(default_factory=ImageOptions)
+    finetune: Training | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -108,7 +108,7 @@ def verify(
     if told is not None:
         given = {"data": samples, "validation": others[0], "certify": others[1]}
         lines = check(told, imported, bare, Sources({k: v for k, v in given.items() if v is not None}))
-    if report is not None or told is not None:
+    if told is not None or (report is not None and "groups" in report):
         plan = _plan(report, told)
         exact, masked = oracle_pair(imported, plan)
         if recovered and exact is None:
@@ -171,7 +171,7 @@ def _as_then(settings: Options, report: Mapping[str, Any] | None, told: Mapping[
 
 
 def _plan(report: Mapping[str, Any] | None, told: Mapping[str, Any] | None) -> Plan:
-    if report is not None:
+    if report is not None and "groups" in report:
         return build.plan_of(report)
     assert told is not None
     return Plan.from_json(json.dumps({"groups": told["plan"]}))

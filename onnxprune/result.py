@@ -1,4 +1,4 @@
-"""What a pruning yields, and where it is written."""
+"""What a command that makes a model hands over, and the files that it goes to."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from onnxprune.errors import OptionError
 from onnxprune.options import METHODS, RECOVERIES
+from onnxprune.training.settings import AUGMENTATIONS, OPTIMISERS, PRECISIONS, STATISTICS, Training
 
 
 class Parser(argparse.ArgumentParser):
@@ -134,3 +135,29 @@ def runtime(parser: Parser) -> None:
 def output(parser: Parser) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def training(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What training can be told by `finetune` and by `prune --finetune` alike; see docs/finetune.md for the defaults."""
+    known = Training()
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--labels", choices=("ignore", "use"), default="ignore", help="whether true classes are learnt beside the outputs"
+    )
+    group.add_argument("--augment", choices=AUGMENTATIONS, default=known.augment, help="auto: mirror and shift image files")
+    group.add_argument("--optimiser", choices=OPTIMISERS, default=known.optimiser)
+    group.add_argument("--rate", type=float, metavar="R", help="highest learning rate (default: the optimiser's)")
+    group.add_argument("--decay", type=float, default=known.decay, metavar="D", help=f"weight decay (default {known.decay:g})")
+    group.add_argument(
+        "--temperature", type=float, default=known.temperature, metavar="T", help="at which class scores are compared"
+    )
+    group.add_argument(
+        "--features", type=float, default=known.features, metavar="W", help="weight of intermediate tensors in the loss"
+    )
+    group.add_argument(
+        "--batch-norm", choices=STATISTICS, default=known.batch_norm, help="whose statistics a batch norm that was kept uses"
+    )
+    group.add_argument("--patience", type=int, metavar="N", help="end after N epochs without an improvement")
+    group.add_argument("--precision", choices=PRECISIONS, default=known.precision)
+    group.add_argument("--device", metavar="NAME", help="default: cuda where there is any, else cpu")
+    return group

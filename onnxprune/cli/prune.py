@@ -49,7 +49,9 @@ def _prune(parser: Parser) -> None:
     )
     parser.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
     parser.add_argument("--save-plan", metavar="FILE.json", help="write the plan, for `onnxprune apply`")
+    parser.add_argument("--finetune", type=int, metavar="EPOCHS", help="train the weights against the original's outputs")
     arguments.cut(parser)
+    arguments.training(parser)
     arguments.data(parser)
     arguments.runtime(parser)
 
@@ -62,6 +64,7 @@ def prune(args: argparse.Namespace) -> None:
     outs = [*api.outputs(out, report, external=bool(files.external_files(args.model))), args.save_plan]
     shared.check_outputs(args, outs, [args.model, args.data, args.validation, args.certify, args.calibration])
     calibration = Saliency.load(args.calibration) if args.calibration else None
+    training = None if args.finetune is None else shared.training(args, epochs=args.finetune)
     with progress(args.quiet) as tell:
         result = api.prune(
             args.model,
@@ -71,6 +74,8 @@ def prune(args: argparse.Namespace) -> None:
             validation=args.validation,
             certify=args.certify,
             progress=tell,
+            said=terminal.epochs(args.quiet, args.finetune),
+            finetune=training,
             **shared.options(args),
         )
     result.report["command"] = shared.command(args)

@@ -15,6 +15,7 @@ from rich.console import Console
 from onnxprune import files
 from onnxprune.data import ImageOptions
 from onnxprune.report import terminal
+from onnxprune.training.settings import LABELS, Training
 
 SHARED = (
     "method",
@@ -88,10 +89,29 @@ def about_model(args: argparse.Namespace) -> dict[str, Any]:
     return {"freeze": tuple(args.freeze), "shape": tuple(args.shape), **{k: getattr(args, k) for k in shared}}
 
 
-def check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequence[Any]) -> None:
+TRAINING = (
+    "augment",
+    "optimiser",
+    "rate",
+    "decay",
+    "temperature",
+    "features",
+    "batch_norm",
+    "patience",
+    "precision",
+    "device",
+)
+
+
+def training(args: argparse.Namespace, **more: Any) -> Training:
+    given = {name: getattr(args, name) for name in TRAINING} | {"seed": args.seed} | more
+    return Training(labels=LABELS if args.labels == "use" else 0.0, **given)
+
+
+def check_outputs(args: argparse.Namespace, outs: Sequence[Any], inputs: Sequence[Any], model: str | None = None) -> None:
     """Before any work: no output is an input (the model's external data included), and all can be written."""
-    targets = [Path(o) for o in outs if o]
-    files.apart(targets, [*(Path(i) for i in inputs if i), *files.external_files(args.model)], Path(args.model))
+    targets, model = [Path(o) for o in outs if o], model or args.model
+    files.apart(targets, [*(Path(i) for i in inputs if i), *files.external_files(model)], Path(model))
     files.writable(*targets, force=args.force)
 
 

@@ -8,7 +8,7 @@ import struct
 import textwrap
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -104,9 +104,16 @@ class ImageSamples(Samples):
         pixels = np.empty((len(indices), height, width, channels), np.uint8)
         for row, index in enumerate(indices):
             pixels[row] = self._pixels(int(index))
+        return {self.inputs[0].name: pixels}
+
+    def _ready(self, stored: Mapping[str, Array]) -> dict[str, Array]:
         spec = self.inputs[0]
+        pixels = stored[spec.name]
         scaled = self._scaled(pixels[..., ::-1] if self._options.color == "bgr" else pixels, spec)
         return {spec.name: scaled.transpose(0, 3, 1, 2) if self._frame.layout == "nchw" else scaled}
+
+    def picture_axes(self) -> tuple[int, int]:
+        return 1, 2
 
     def _pixels(self, index: int) -> Array:
         try:

@@ -64,6 +64,13 @@ class Samples(ABC):
         Raises DataError for a sample that cannot be read, does not fit the dtype or is not finite, and IndexError for
         an index outside 0 .. len(self) - 1.
         """
+        return self.fed(self.stored(indices), indices)
+
+    def stored(self, indices: Sequence[int] | Array) -> dict[str, Array]:
+        """Samples as compactly as the source has them, e.g. as pixels [len(indices), H, W, C]; `fed` makes batches of them.
+
+        Raises DataError for a sample that cannot be read, and IndexError for an index outside 0 .. len(self) - 1.
+        """
         wanted = np.asarray(indices)
         if wanted.size == 0:
             wanted = wanted.astype(np.int64)
@@ -71,8 +78,20 @@ class Samples(ABC):
             raise IndexError("indices must be a list of integers")
         if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
             raise IndexError(f"{self.source} has samples 0 to {len(self) - 1}")
-        rows = self._rows(wanted)
+        return self._rows(wanted)
+
+    def fed(self, stored: Mapping[str, Array], indices: Sequence[int] | Array) -> dict[str, Array]:
+        """What `stored` gave for these indices as `batch` returns it; for the errors that it raises, too."""
+        rows, wanted = self._ready(stored), np.asarray(indices)
         return {spec.name: _as_fed(rows[spec.name], spec, wanted, self.source) for spec in self.inputs}
+
+    def picture_axes(self) -> tuple[int, int] | None:
+        """The axes of height and width in `stored` pictures that come from files; None for other data."""
+        return None
+
+    def _ready(self, stored: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Stored rows with the axes and the scale of the model's inputs."""
+        return stored
 
     def digest(self, indices: Sequence[int] | Array) -> str:
         """SHA-256 (hex) over these samples, in this order, as fed to the model; labels are not part of it."""

@@ -24,6 +24,9 @@ STAGES = {
     "search": "certifying networks",
     "sweep": "making networks",
     "validate": "comparing outputs",
+    "read": "reading samples",
+    "finetune": "training",
+    "influence": "weighing layers",
 }
 SILENCE = 30.0  # seconds after which a log gets a line, however little was done
 

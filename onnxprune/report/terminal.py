@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,11 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         )
     console.print(f"[bold]{escape(report['model'])}[/]  method {report['method']}, budget {budget['kind']} {budget['value']:g}")
     console.print(grid)
-    for line in [*map(escape, sentences.recovery(report["recovery"])), *validation_lines(report["validation"])]:
+    for line in [
+        *map(escape, sentences.recovery(report["recovery"])),
+        *training_lines(report["finetune"]),
+        *validation_lines(report["validation"]),
+    ]:
         console.print(line)
     for line in certificate_lines(report["certificate"]):
         console.print(line)
@@ -47,6 +52,58 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         console.print(f"the smallest network with an error of at most {budget['value']:g} is the whole network")
     if out:
         console.print(f"written: [bold]{escape(out)}[/] ({sum(report['seconds'].values()):.1f} s)")
+
+
+def training_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """What fine-tuning was worth."""
+    if found is None:
+        return
+    name, worth = ("same answer", 100.0) if found["metric"] == "agreement" else ("relative L2", 1.0)
+    unit = " %" if worth > 1 else ""
+    change = f"{worth * found['before']:.4g}{unit} -> {worth * found['after']:.4g}{unit}"
+    gain = f"{name} {change} on {found['held_out']} held-out samples"
+    told = f"{found['epochs']} epochs on {found['samples']} samples"
+    if found["best"]:
+        yield f"trained for {told} (best: epoch {found['best']}), {number(found['weights'])} weights: {gain}"
+    else:
+        yield f"not trained: none of {told} was better than the weights that were there; these were kept"
+
+
+def trained(console: Console, report: Mapping[str, Any], out: str) -> None:
+    """The verdict on a fine-tuning."""
+    found = report["finetune"]
+    for line in training_lines(found):
+        console.print(line)
+    before, top1 = found["held_out_before"], report["validation"]["top1"]
+    if before is not None and before["top1"] and top1:
+        original, at_first, now = (100 * v for v in (top1[0], before["top1"][1], top1[1]))
+        console.print(f"top-1 of the original {original:.2f} %, before training {at_first:.2f} %, now {now:.2f} %")
+    for line in validation_lines(report["validation"]):
+        console.print(line)
+    if report["certificate"] is not None:
+        for line in certificate_lines(report["certificate"]):
+            console.print(line)
+    else:
+        console.print(escape(f"certificate: none ({found['certificate']})"))
+    console.print(f"written: [bold]{escape(out)}[/] ({found['seconds']:.1f} s)")
+
+
+def epochs(quiet: bool, total: int | None) -> Any:
+    """Yields a line of the standard error for every epoch of a training; None when quiet."""
+
+    def say(epoch: Any) -> None:
+        score = epoch.score
+        same = "" if score.agreement is None else f", same answer {100 * score.agreement:.2f} %"
+        right = "" if score.accuracy is None else f", top-1 {100 * score.accuracy:.2f} %"
+        left = f"{epoch.left / 60:.0f} min" if epoch.left > 90 else f"{epoch.left:.0f} s"
+        print(
+            f"epoch {epoch.number}/{total}: loss {epoch.loss:.4g}, held out: distance {score.distance**0.5:.4g}{same}{right}; "
+            f"{epoch.rate:.0f} samples/s, {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return None if quiet else say
 
 
 def validation_lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,4 @@
+"""Fine-tuning: the weights of a pruned graph are trained against the outputs of the original.
+
+Only `settings` may be imported before it is known that something is to be trained: the rest imports torch.
+"""
