@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import onnxprune
-from onnxprune import commands
+from onnxprune import benching, commands
 from onnxprune.budget import KINDS
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.options import METHODS, RECOVERIES
@@ -197,6 +197,9 @@ def _parser() -> _Parser:
     verify.add_argument("--certify", metavar="DATA", help="what `prune` had, to check the certificate's numbers")
     _data(verify)
     _runtime(verify)
+    bench = command("bench", "latency, memory and size of models, side by side in ONNX Runtime")
+    benching.arguments(bench)
+    _data(bench)
     demo = command("demo", "the main job on the model and the data that ship with onnxprune")
     demo.add_argument("name", nargs="?", default="vgg8", help="vgg8, resnet20 or mobilenet")
     demo.add_argument("--macs", type=float, default=0.7, metavar="F")

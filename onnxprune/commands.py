@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from onnxprune import api, files
+from onnxprune import api, benching, files
 from onnxprune.budget import KINDS, Budget
 from onnxprune.data import ImageOptions
 from onnxprune.errors import BudgetError, DataError, ModelError, OptionError
@@ -246,6 +246,11 @@ def _read_report(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = "reports are made by `onnxprune prune`"
         raise OptionError(f"{path} is not a report of onnxprune: {_reason(error)}", hint=hint) from None
+
+
+def bench(args: argparse.Namespace) -> None:
+    """onnxprune bench."""
+    benching.run(args, _console(args), _images(args))
 
 
 def demo(args: argparse.Namespace) -> None:

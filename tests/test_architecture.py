@@ -21,7 +21,7 @@ LAYERS = [
     {"explore"},
     {"runtime", "symbolic", "data"},
     {"rules", "arithmetic", "edit", "merged", "origins", "poles", "roles", "rounding", "silence"},
-    {"groups"},
+    {"groups", "timing"},
     {"analysis", "contraction", "saliency", "budget"},
     {"criteria", "selection"},
     {"recovery"},
@@ -34,7 +34,8 @@ LAYERS = [
     {"decide", "scoring"},
     {"certify", "checker"},
     {"pairs", "search"},
-    {"api"},
+    {"api", "bench"},
+    {"benching"},
     {"commands"},
     {"cli", "__main__"},
 ]

@@ -13,6 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 STAGES = {
+    "load": "reading models",
+    "memory": "measuring memory",
+    "time": "timing",
+    "costs": "timing layers",
+    "trials": "timing networks",
     "compile": "compiling once",
     "calibrate": "calibrating",
     "eliminate": "eliminating channels",
@@ -175,24 +180,24 @@ def layers(console: Console, report: Mapping[str, Any]) -> None:
                 f"{layer['epsilon']:.3g}" if layer["epsilon"] else "-",
             )
         )
-    _table(console, ("layer", "in", "out", "MACs", "after", "kept", "sens.", "epsilon"), rows)
+    table(console, ("layer", "in", "out", "MACs", "after", "kept", "sens.", "epsilon"), rows)
 
 
-def _table(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], text: int = 0) -> None:
+def table(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], text: int = 0) -> None:
     """A table whose first column gives way when the terminal is narrow, and whose last `text` columns are words."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    made = Table(box=None, header_style="bold", pad_edge=False)
     widths = [max(len(h), *(len(r[i]) for r in rows), 1) if rows else len(h) for i, h in enumerate(headers)]
     numeric = sum(w + 2 for w in widths[1 : len(headers) - text])
     room = max(16, console.width - numeric - (30 if text else 0))
-    table.add_column(headers[0], no_wrap=True, width=min(widths[0], room))
+    made.add_column(headers[0], no_wrap=True, width=min(widths[0], room))
     for i, header in enumerate(headers[1:], start=1):
         if i < len(headers) - text:
-            table.add_column(header, justify="right", no_wrap=True, min_width=widths[i])
+            made.add_column(header, justify="right", no_wrap=True, min_width=widths[i])
         else:
-            table.add_column(header, overflow="fold")
+            made.add_column(header, overflow="fold")
     for row in rows:
-        table.add_row(escape(_tail(row[0], min(widths[0], room))), *(escape(c) for c in row[1:]))
-    console.print(table)
+        made.add_row(escape(_tail(row[0], min(widths[0], room))), *(escape(c) for c in row[1:]))
+    console.print(made)
 
 
 def _tail(name: str, room: int) -> str:
@@ -216,7 +221,7 @@ def groups(console: Console, entries: Sequence[Mapping[str, Any]], limit: int | 
         )
         for g in entries[:limit]
     ]
-    _table(console, ("group", "channels", "tensors", "MACs", "state"), rows, text=1)
+    table(console, ("group", "channels", "tensors", "MACs", "state"), rows, text=1)
     if limit is not None and len(entries) > limit:
         console.print(f"... and {len(entries) - limit} more (-v shows all)")
 
