@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,7 @@ from onnxprune.scoring import calibrated, calibrations, check_calibration, crite
 from onnxprune.search import Search
 from onnxprune.selection import Widths
 from onnxprune.splits import Split
+from onnxprune.trials import Latency, Machine
 
 __all__ = [
     "Progress",
@@ -49,6 +51,9 @@ __all__ = [
     "report_path",
     "verify",
 ]
+
+STAGES = ("import", "measure", "calibrate", "sample", "surgery", "validate", "certify")
+ATTEMPTS = 3  # to meet a budget of latency, each with several trials
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)."""
@@ -139,16 +144,20 @@ def prune(
         imported, split = _import(model, data, validation, settings, prunable=True)
         widths = Widths(settings.min_channels, settings.align)
         require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
+    latency = None
+    if budget.kind == "latency":
+        with clock.stage("measure"):
+            latency = Latency(imported, settings, budget.value, Machine.of(imported, settings), tell)
     with clock.stage("calibrate"):
         if calibration is not None:
             check_calibration(calibration, imported)
         saliencies = calibrations(imported, settings, budget, providers, split, tell, calibration)
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
     held = certifying.held_out(imported, split, other, saliencies[0], settings, calibration is None)
-    job = _Job(imported, saliencies, settings, budget, split, held, providers, clock, tell, calibration is None)
+    job = _Job(imported, saliencies, settings, budget, split, held, providers, clock, tell, calibration is None, latency)
     decision, pruned, found, told = job.done()
     report = _report(imported, settings, budget, decision, pruned, found, clock)
-    report["certificate"] = told
+    report["certificate"], report["latency"] = told, None if latency is None else latency.to_json(decision.plan)
     return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
 
 
@@ -166,6 +175,7 @@ class _Job:
     clock: Clock
     tell: Progress
     measured: bool
+    latency: Latency | None = None
 
     def done(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """Decides within the budget and does it."""
@@ -195,19 +205,24 @@ class _Job:
         )
 
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
-        """The certificate is part of the file: what it takes comes off a budget of bytes."""
-        spare = 0
-        while True:
+        """What recovery and the certificate add to the file comes off the budget."""
+        spare, imported = 0, self.imported
+        for attempt in range(ATTEMPTS if self.latency is not None else sys.maxsize):
             with self.clock.stage("sample"):
-                decision = decide(self.imported, self.saliencies, self.settings, self.budget, self.finish, spare)
+                decision = decide(imported, self.saliencies, self.settings, self.budget, self.finish, spare, self.latency)
             pruned, found, told = self._made(decision)
             excess = 0.0
             if self.budget.kind == "bytes":
-                excess = wire.size(pruned) - self.budget.value * self.imported.size.bytes
+                excess = wire.size(pruned) - self.budget.value * imported.size.bytes
+            elif self.budget.kind == "params":
+                excess = imported.count_parameters(pruned) - self.budget.value * imported.size.params
+            elif self.latency is not None and not self.latency.confirm(decision.plan, pruned):
+                excess = attempt + 1 < ATTEMPTS
             if excess <= 0:
-                return decision, pruned, found, told
-            self.imported.groups.net.scratch.drop(pruned)
+                break
+            imported.groups.net.scratch.drop(pruned)
             spare += math.ceil(excess)
+        return decision, pruned, found, told
 
     def _made(
         self, decision: Decision, drop: Mapping[str, Any] | None = None
@@ -316,7 +331,7 @@ def _report(
         "attention": settings.attention,
         "budget": budget.to_json(),
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},
-        "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},
+        "pruned": {"macs": after.macs, "params": imported.count_parameters(pruned), "bytes": wire.size(pruned)},
         "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(certifying.without(pruned))},
         "prunable": {"macs": macs, "params": params},
         "calibration": build.calibration(saliency),
@@ -324,5 +339,5 @@ def _report(
         "layers": build.layer_entries(imported.groups, accounting, plan, decision.shares if provable else {}),
         "certificate": None,
         "validation": found.to_json(),
-        "seconds": {k: clock.seconds.get(k, 0.0) for k in ("import", "calibrate", "sample", "surgery", "validate", "certify")},
+        "seconds": {k: clock.seconds.get(k, 0.0) for k in STAGES},
     }

@@ -125,6 +125,9 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--params", type=float, metavar="F", help="fraction of the parameters to keep")
     budget.add_argument("--bytes", type=float, metavar="F", help="fraction of the file size to keep")
     budget.add_argument(
+        "--latency", type=float, metavar="F", help="fraction of the latency to keep, measured in ONNX Runtime on this machine"
+    )
+    budget.add_argument(
         "--eps", type=float, metavar="E", help="the smallest network with a sampling error of at most E per group"
     )
     budget.add_argument(
@@ -148,6 +151,8 @@ def _prune(parser: argparse.ArgumentParser) -> None:
         help="kept channels are multiples of N where a layer is wide enough",
     )
     group.add_argument("--min-channels", type=int, default=1, metavar="N")
+    group.add_argument("--threads", type=int, metavar="N", help="threads that --latency is measured with (default: all)")
+    group.add_argument("--latency-batch", type=int, metavar="N", help="samples for one run that --latency is measured with")
     group.add_argument("--calibration", metavar="CALIB", help="made by `onnxprune calibrate`, instead of --data")
     group.add_argument("--validation", metavar="DATA", help="other data to compare the outputs on")
     group.add_argument(

@@ -28,6 +28,8 @@ SHARED = (
     "min_channels",
     "samples",
     "batch",
+    "threads",
+    "latency_batch",
     "seed",
     "delta",
     "confidence",
@@ -76,7 +78,8 @@ def _budget(args: argparse.Namespace) -> Budget:
     given = [(k, v) for k in KINDS if (v := getattr(args, k.replace("-", "_"))) is not None]
     if len(given) != 1:
         raise BudgetError(
-            "say how small: one of --macs, --params, --bytes, --eps, --max-drop", hint="--macs 0.5 keeps half of the MACs"
+            "say how small: one of --macs, --params, --bytes, --latency, --eps, --max-drop",
+            hint="--macs 0.5 keeps half of the MACs",
         )
     return Budget(*given[0])
 

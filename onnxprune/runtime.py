@@ -53,6 +53,11 @@ def providers(names: Sequence[str] = ("cpu",)) -> list[str]:
     return list(dict.fromkeys([*chosen, "CPUExecutionProvider"]))
 
 
+def version() -> str:
+    """ONNX Runtime's."""
+    return str(ort.__version__)
+
+
 def default_threads() -> int:
     """Threads of a session: the environment's ONNXPRUNE_THREADS, else as many as the process may run on."""
     wanted = os.environ.get("ONNXPRUNE_THREADS", "")

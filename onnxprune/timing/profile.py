@@ -64,8 +64,12 @@ def profiled(model: Model, feeds: Feeds, setting: Setting, *, limit: float = 2.0
         while done < LEAST + SKIP or (done < MOST and time.perf_counter() - start < limit):
             runtime.run(session, feeds)
             done += 1
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return kernels(events, skip=SKIP)
+        return profile_of(session, skip=SKIP)
+
+
+def profile_of(session: Any, skip: int = 0) -> list[Kernel]:
+    """Ends the profile of a session; its kernels, without the first `skip` runs."""
+    return kernels(json.loads(Path(session.end_profiling()).read_text()), skip=skip)
 
 
 def kernels(events: Iterable[dict[str, Any]], skip: int = 0) -> list[Kernel]:
