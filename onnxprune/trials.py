@@ -24,7 +24,7 @@ from onnxprune.timing.meter import Meter
 from onnxprune.timing.models import Feeds, Setting, batched
 from onnxprune.timing.rounds import Rounds, Spread
 from onnxprune.timing.store import Store
-from onnxprune.timing.tables import Table, measured
+from onnxprune.timing.tables import Table, agreed, measured
 
 Tell = Callable[[str, int, int], None]
 Extra = TypeVar("Extra")
@@ -63,6 +63,7 @@ def costs(imported: Imported, machine: Machine, tell: Tell) -> Costs:
         tables[one] = _table(one, machine)
         tell("costs", done + 1, len(wanted))
     machine.store.save()
+    tables = agreed(tables)
     priced = [
         Priced(layer.x, layer.out, tables[known], net.inside.repeats.get(layer.out.tensor, 1))
         for i, layer in enumerate(groups.layers)

@@ -33,7 +33,7 @@ from onnxprune.timing.meter import Meter
 from onnxprune.timing.models import Feeds, Setting
 from onnxprune.timing.rounds import Rounds
 from onnxprune.timing.store import Store
-from onnxprune.timing.tables import Table, measured
+from onnxprune.timing.tables import Table, agreed, measured
 from onnxprune.trials import Latency, Machine
 
 BLOCK = 16
@@ -144,6 +144,20 @@ def test_a_depthwise_layer_has_one_axis_and_a_grouped_one_a_single_point() -> No
     assert depthwise.at(17, 17) == depthwise.at(32, 32) == pytest.approx(2e-6)
     whole = measured(replace(CONV, by="whole"), lambda i, o, _: 5.0)
     assert whole.at(3, 4) == whole.at(64, 96) == 5.0
+
+
+def test_layers_of_a_kind_agree_on_their_treads() -> None:
+    def table(one: Spec, treads: tuple[int, int]) -> tuple[Spec, Table]:
+        sizes = (one.inputs, one.outputs)
+        return one, Table((1, sizes[0]), (1, sizes[1]), np.ones((2, 2)), treads)
+
+    wider, narrow = replace(CONV, w=(256, 64, 3, 3)), replace(CONV, x=(1, 8, 8, 8), w=(64, 8, 3, 3))
+    pointwise = replace(CONV, w=(96, 64, 1, 1))
+    noisy = replace(CONV, w=(128, 64, 3, 3))
+    given = [table(CONV, (16, 16)), table(wider, (16, 16)), table(noisy, (4, 1)), table(narrow, (2, 16))]
+    found = agreed(dict([*given, table(pointwise, (8, 8))]))
+    assert [found[s].treads for s in (CONV, wider, noisy, narrow)] == [(16, 16)] * 4
+    assert found[pointwise].treads == (8, 8)  # another kernel
 
 
 def test_tables_survive_json_and_nonsense_does_not_pass_for_one() -> None:

@@ -90,12 +90,15 @@ class Costs:
     def ladder(self, group: ChannelGroup) -> tuple[int, ...]:
         """The widths of a group that pay, rising, by the tables alone; the last is the full one.
 
-        Each step down saves at least a part of what its channels' share of the cost is: widths within a tread save nothing.
+        Each step down saves at least a part of its channels' share of what the layers on them cost: widths within a tread
+        save nothing, and a group whose layers take as long when they are narrow stays whole.
         """
         column = next(i for i, g in enumerate(self.groups.groups) if g.id == group.id)
-        tally = Tally(self._axes, _Costs(self._axes, self.priced, self._rest, 1 / UNIT, 0.0), 0, self.full_widths)
+        terms = _Costs(self._axes, self.priced, self._rest, 1 / UNIT, 0.0)
+        tally = Tally(self._axes, terms, 0, self.full_widths)
         cost = np.array([tally.resize(column, n) for n in range(1, group.size + 1)], np.float64)
-        share = WORTH * (cost[-1] - cost[0]) / max(1, group.size - 1)
+        layers = terms.each(self._axes.sizes(self.full_widths), terms.touched(column))
+        share = WORTH * float(layers.sum()) / group.size
         if share <= 0:
             return (group.size,)
         steps, n = [group.size], group.size

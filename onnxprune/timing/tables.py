@@ -9,8 +9,9 @@ more channels, since it could be padded.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,24 @@ def measured(spec: Spec, measure: Measure) -> Table:
     out = _tread(m, lambda width: measure(base[0], width, LIMIT))
     inputs, outputs = _points(n, into, FRACTIONS_IN), _points(m, out, FRACTIONS_OUT)
     return Table(inputs, outputs, _grid(inputs, outputs, measure), (into, out))
+
+
+def agreed(tables: Mapping[Spec, Table]) -> dict[Spec, Table]:
+    """The tables with the treads that most layers of a kind have: they are those of one kernel, and single ones are noisy.
+
+    Only axes count that are wide enough to show more than one tread.
+    """
+    found: dict[Spec, Table] = {}
+    for one, table in tables.items():
+        kind = (one.op, one.by, one.w[2:])
+        treads = []
+        for axis, full in enumerate((table.inputs[-1], table.outputs[-1])):
+            alike = [t for s, t in tables.items() if (s.op, s.by, s.w[2:]) == kind]
+            votes = Counter(t.treads[axis] for t in alike if (t.inputs, t.outputs)[axis][-1] >= TREADS[0])
+            most = max(votes, key=lambda tread: (votes[tread], tread), default=table.treads[axis])
+            treads.append(most if len((table.inputs, table.outputs)[axis]) > 1 or full >= TREADS[0] else 1)
+        found[one] = replace(table, treads=(treads[0], treads[1]))
+    return found
 
 
 def _tread(full: int, seconds: Callable[[int], float]) -> int:
