@@ -54,11 +54,10 @@ class Widths:
         """The smallest allowed width of at least n channels for a group; never more than its size."""
         if group.size < self.align:
             return group.size
-        n = self._aligned(max(n, min(self.minimum, group.size)), group)
-        for rung in self.ladders.get(group.id, ()):
-            if rung >= n:
-                return self._aligned(rung, group)
-        return n
+        n = max(n, min(self.minimum, group.size))
+        if group.id not in self.ladders:
+            return self._aligned(n, group)
+        return next((w for rung in self.ladders[group.id] if (w := self._aligned(rung, group)) >= n), group.size)
 
     def _aligned(self, n: int, group: ChannelGroup) -> int:
         return min(group.size, -(-n // self.align) * self.align)
@@ -173,9 +172,9 @@ class Selector:
         dropped = float(s.sum() - s[kept].sum())
         return Choice(kept, weights[kept], m, float(rest.sum()), dropped, np.sort(certain), added)
 
-    def wider(self, group: ChannelGroup, choice: Choice, n: int) -> Choice:
-        """A choice of n channels instead of fewer: by more draws where it was drawn, else those of highest score."""
-        if not choice.draws or n >= group.size:
+    def resized(self, group: ChannelGroup, choice: Choice, n: int) -> Choice:
+        """A choice of n channels instead: by more or fewer draws where it was drawn, else those of highest score."""
+        if not choice.draws or n >= group.size or n <= len(choice.certain):
             return self.top(group, n)
         stream = self._streams[group.id, len(choice.certain)]
         missing, m = n - len(choice.certain), choice.draws

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from onnxprune.timing.costs import Costs
 
 LOWEST, HIGHEST = -8.0, 30.0  # log10 of epsilon; far outside what any network asks for
 ROUNDS = 70
+SLACK = 0.01  # of a budget, that may be left without a try to use it
+
+Urgency: TypeAlias = Callable[[ChannelGroup, int], float]
+"""urgency(group, n): how much the n-th channel of a group matters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +129,29 @@ def _by_epsilon(ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Sel
 
 
 def _spend(
-    ledger: _Ledger,
-    groups: tuple[ChannelGroup, ...],
-    selector: Selector,
-    choices: dict[str, Choice],
-    urgency: Callable[[ChannelGroup, int], float],
+    ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Selector, choices: dict[str, Choice], urgency: Urgency
 ) -> None:
-    """Widens groups, the most urgent first, as long as anything fits. Changes `choices`."""
+    """Widens groups, the most urgent first, as long as anything fits. Changes `choices`.
+
+    Where more than a hundredth of the budget is left even so, because every step is larger than that, groups are exchanged: one
+    is widened for others that are narrowed, the least urgent first.
+    """
     widths = {name: len(c.indices) for name, c in choices.items()}
+    _fill(ledger, groups, selector, widths, urgency)
+    for _ in groups:
+        used = ledger.used(widths)
+        if used >= (1 - SLACK) * ledger.limit or not (better := _exchanged(ledger, groups, selector, widths, urgency)):
+            break
+        widths = better
+    for group in groups:
+        if widths[group.id] != len(choices[group.id].indices):
+            choices[group.id] = selector.resized(group, choices[group.id], widths[group.id])
+
+
+def _fill(
+    ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Selector, widths: dict[str, int], urgency: Urgency
+) -> None:
+    """Widens groups step by step, the most urgent first, as long as anything fits. Changes `widths`."""
     tally = ledger.tally(widths)
     queue: list[tuple[float, int]] = []
 
@@ -152,9 +172,31 @@ def _spend(
             push(i)
         else:
             tally.resize(column, widths[group.id])
-    for group in groups:
-        if widths[group.id] != len(choices[group.id].indices):
-            choices[group.id] = selector.wider(group, choices[group.id], widths[group.id])
+
+
+def _exchanged(
+    ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Selector, widths: Mapping[str, int], urgency: Urgency
+) -> dict[str, int] | None:
+    """Widths that use more of the budget: one group wider, the least urgent others narrower; None where there are none."""
+    used = ledger.used(widths)
+    short = [g for g in groups if widths[g.id] < g.size]
+    for group in sorted(short, key=lambda g: -urgency(g, selector.widths.fit(widths[g.id] + 1, g))):
+        trial = dict(widths) | {group.id: selector.widths.fit(widths[group.id] + 1, group)}
+        tally = ledger.tally(trial)
+        others = [(urgency(g, trial[g.id]), i) for i, g in enumerate(groups) if g is not group]
+        heapq.heapify(others)
+        while others and tally.total > ledger.limit:
+            _, i = heapq.heappop(others)
+            less = selector.widths.narrower(trial[groups[i].id], groups[i])
+            if less is not None:
+                trial[groups[i].id] = less
+                tally.resize(ledger.column[groups[i].id], less)
+                heapq.heappush(others, (urgency(groups[i], less), i))
+        if tally.total <= ledger.limit:
+            _fill(ledger, groups, selector, trial, urgency)
+            if ledger.used(trial) > used:
+                return trial
+    return None
 
 
 def _by_error(ledger: _Ledger, groups: tuple[ChannelGroup, ...], selector: Selector) -> Allocation:
