@@ -34,8 +34,8 @@ from onnxprune.report import build
 from onnxprune.saliency import Saliency
 from onnxprune.scoring import calibrated, calibrations, check_calibration, criterion_for
 from onnxprune.search import Search
-from onnxprune.selection import Widths
 from onnxprune.splits import Split
+from onnxprune.targets import widths as allowed
 from onnxprune.trials import Latency, Machine
 
 __all__ = [
@@ -142,7 +142,7 @@ def prune(
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
         imported, split = _import(model, data, validation, settings, prunable=True)
-        widths = Widths(settings.min_channels, settings.align)
+        widths = allowed(settings, imported.groups.net)
         require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
     latency = None
     if budget.kind == "latency":
@@ -330,6 +330,7 @@ def _report(
         "approximate": settings.allow_approximate,
         "attention": settings.attention,
         "budget": budget.to_json(),
+        "target": {"name": settings.target, "align": allowed(settings, imported.groups.net).align},
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},
         "pruned": {"macs": after.macs, "params": imported.count_parameters(pruned), "bytes": wire.size(pruned)},
         "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(certifying.without(pruned))},

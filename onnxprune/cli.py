@@ -20,6 +20,7 @@ from onnxprune import benching, commands
 from onnxprune.budget import KINDS
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.options import METHODS, RECOVERIES
+from onnxprune.targets import TARGETS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -146,9 +147,11 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--align",
         type=int,
-        default=1,
         metavar="N",
-        help="kept channels are multiples of N where a layer is wide enough",
+        help="kept channels are multiples of N where a layer is wide enough (default: what --target asks for)",
+    )
+    group.add_argument(
+        "--target", choices=tuple(TARGETS), default="generic", help="where the model will run: sets --align to what pays there"
     )
     group.add_argument("--min-channels", type=int, default=1, metavar="N")
     group.add_argument("--threads", type=int, metavar="N", help="threads that --latency is measured with (default: all)")

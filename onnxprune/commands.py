@@ -25,6 +25,7 @@ SHARED = (
     "method",
     "recover",
     "align",
+    "target",
     "min_channels",
     "samples",
     "batch",

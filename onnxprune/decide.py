@@ -20,7 +20,8 @@ from onnxprune.passes.sample import sample
 from onnxprune.passes.surgery import reweightable, surgery
 from onnxprune.plan import Plan
 from onnxprune.saliency import Saliency
-from onnxprune.selection import Method, Selector, Share, Widths
+from onnxprune.selection import Method, Selector, Share
+from onnxprune.targets import widths as allowed
 from onnxprune.timing.costs import Costs
 from onnxprune.trials import Latency
 
@@ -106,7 +107,7 @@ def _by(
         groups.prunable,
         saliency,
         method,
-        widths=Widths(settings.min_channels, settings.align) if latency is None else latency.widths,
+        widths=allowed(settings, groups.net) if latency is None else latency.widths,
         delta=settings.delta,
         seed=settings.seed,
         rescalable={g.id: reweightable(groups, g) for g in groups.prunable},

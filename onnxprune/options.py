@@ -21,19 +21,20 @@ class Options:
     """Everything `prune` can be told beside the model, the data and the budget. Raises OptionError for nonsense.
 
     method: see METHODS; `auto` is the best of pfp, pfp-deterministic and obs on held-out samples. recover: see
-    `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of
-    it. min_channels: no group becomes narrower. freeze: globs on layer and tensor names. samples: calibration samples, by
-    default what the theory asks for. delta: failure probability of the certificate. confidence: that the
-    drop of a budget of that kind is kept. reduce, sensitivity: see `Sensitivity`.
+    `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of it, by default of
+    what `target` asks for (see `targets`). min_channels: no group becomes narrower. freeze: globs on layer and tensor names.
+    samples: calibration samples, by default what the theory asks for. delta: failure probability of the certificate.
+    confidence: that the drop of a budget of that kind is kept. reduce, sensitivity: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
     inputs whose size the model leaves open. threads, latency_batch: how a budget of latency is measured; by default with
-    the threads of all sessions, on one sample. attention: cut whole `heads`, or the same places of every head (`dims`), where
-    both can go; by default what leaves more channels to choose from.
+    the threads of all sessions, on one sample. attention: cut whole `heads`, or the same places of every head (`dims`),
+    where both can go; by default what leaves more channels to choose from.
     """
 
     method: str = "auto"
     recover: str = "auto"
-    align: int = 1
+    align: int | None = None
+    target: str = "generic"
     min_channels: int = 1
     freeze: tuple[str, ...] = ()
     allow_approximate: bool = False

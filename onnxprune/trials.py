@@ -17,7 +17,7 @@ from onnxprune.imported import Imported
 from onnxprune.options import Options
 from onnxprune.passes.surgery import surgery
 from onnxprune.plan import Kept, Plan
-from onnxprune.selection import Widths
+from onnxprune.targets import widths as allowed
 from onnxprune.timing.costs import Costs, Priced, widths_of
 from onnxprune.timing.layers import Spec, spec
 from onnxprune.timing.meter import Meter
@@ -103,7 +103,7 @@ class Latency:
         self._question = [*self._network, repr(replace(settings, providers=())), value]
         tables = costs(imported, machine, tell)
         ladders = {g.id: tables.ladder(g) for g in imported.groups.prunable}
-        self.widths = Widths(settings.min_channels, settings.align, ladders)
+        self.widths = replace(allowed(settings, imported.groups.net), ladders=ladders)
         least = {g.id: self.widths.smallest(g) for g in imported.groups.prunable}
         self._trials: dict[tuple[int, ...], Trial] = {}
         seconds, smallest = self._ends(least)

@@ -30,7 +30,7 @@ LAYERS = [
     {"options", "report"},
     {"passes"},
     {"imported"},
-    {"splits"},
+    {"splits", "targets"},
     {"finish", "trials"},
     {"decide", "scoring"},
     {"certify", "checker"},

@@ -15,13 +15,16 @@ from onnx import numpy_helper
 
 import onnxprune
 from onnxprune.budget import Budget
-from onnxprune.errors import BudgetError
+from onnxprune.errors import BudgetError, OptionError
 from onnxprune.finish import Finisher
+from onnxprune.graph import Network
 from onnxprune.imported import Imported, load
+from onnxprune.options import Options
 from onnxprune.passes.allocate import allocate
 from onnxprune.passes.surgery import reweightable
 from onnxprune.saliency import LayerScore, Saliency
 from onnxprune.selection import Choice, Method, Selector, Widths
+from onnxprune.targets import widths as target_widths
 
 METHODS: tuple[Method, ...] = ("pfp", "pfp-random", "pfp-deterministic", "top", "elimination")
 KINDS = ("macs", "params", "bytes")
@@ -166,3 +169,38 @@ def test_what_recovery_splits_comes_off_a_budget_of_parameters(monkeypatch: pyte
     left = small.count_params(result.model)
     assert 0.47 * whole <= left <= 0.5 * whole
     assert result.report["pruned"]["params"] == left
+
+
+@pytest.mark.parametrize(
+    ("target", "model", "align"),
+    [
+        ("generic", "float", 1),
+        ("onnxruntime-cpu", "float", 16),
+        ("onnxruntime-cuda", "float", 8),
+        ("tensorrt", "float", 8),
+        ("generic", "int8", 1),
+        ("onnxruntime-cuda", "int8", 16),
+        ("tensorrt", "int8", 32),
+    ],
+)
+def test_a_target_sets_the_alignment_and_align_overrides_it(target: str, model: str, align: int) -> None:
+    imported = net("fine")
+    if model == "int8":
+        quantised = onnx.ModelProto()
+        quantised.CopyFrom(imported.groups.net.model)
+        quantised.graph.node.append(onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["d"]))
+        source = Network(quantised, {}, {})
+    else:
+        source = imported.groups.net
+    assert target_widths(Options(target=target), source) == Widths(1, align)
+    assert target_widths(Options(target=target, align=5, min_channels=7), source) == Widths(7, 5)
+
+
+def test_what_is_cut_for_a_target_has_its_widths() -> None:
+    result = onnxprune.prune(small.chain(), budget={"macs": 0.7}, method="l1", recover="none", target="onnxruntime-cuda")
+    kept = [len(g["kept"]) for g in result.report["groups"] if g["removed"]]
+    assert kept and all(n % 8 == 0 for n in kept)
+    assert result.report["target"] == {"name": "onnxruntime-cuda", "align": 8}
+    with pytest.raises(OptionError, match="unknown target 'toaster'") as caught:
+        onnxprune.prune(small.chain(), budget={"macs": 0.7}, method="l1", target="toaster")
+    assert "onnxruntime-cpu" in caught.value.hint
