@@ -192,7 +192,7 @@ BAD = {
     "budget NaN": (prune(budget="--macs nan"), ("--macs", "between 0 and 1, not nan", "0.5 keeps half")),
     "budget in words": (prune(budget="--macs half"), ("--macs", "'half'", "--help")),
     "budget twice": (prune(budget="--macs 0.5 --params 0.5"), ("--params", "--macs", "not allowed", "--help")),
-    "budget missing": (prune(budget=""), ("--macs, --params, --bytes, --eps", "--macs 0.5 keeps half")),
+    "budget missing": (prune(budget=""), ("--macs, --params, --bytes, --latency, --eps", "--macs 0.5 keeps half")),
     "output exists": (prune(out="other.onnx"), ("other.onnx exists", "--force")),
     "report exists": (prune("--report plan.json"), ("plan.json exists", "--force")),
     "output is the model": (prune("--force", out="m.onnx"), ("m.onnx is the input model", "choose another")),
