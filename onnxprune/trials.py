@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from onnxprune.timing.tables import Table, agreed, measured
 Tell = Callable[[str, int, int], None]
 Extra = TypeVar("Extra")
 
-TRIALS = 6  # networks for one method
+TRIALS = 8  # networks for one method
 AIM = 0.98  # of the budget: a little under it, so that measuring again does not find it exceeded
 TOLERANCE = 0.05  # how far below the budget a network may be, relative to it
 STEP = 0.002  # targets are multiples of it: the noise of a measurement is no reason for another network
@@ -102,7 +102,7 @@ class Latency:
         self._network = [imported.groups.net.digest, self._sizes]
         self._question = [*self._network, repr(replace(settings, providers=())), value]
         tables = costs(imported, machine, tell)
-        ladders = {g.id: tables.ladder(g) for g in imported.groups.prunable}
+        ladders = {g.id: ladder for g in imported.groups.prunable if (ladder := tables.ladder(g))}
         self.widths = replace(allowed(settings, imported.groups.net), ladders=ladders)
         least = {g.id: self.widths.smallest(g) for g in imported.groups.prunable}
         self._trials: dict[tuple[int, ...], Trial] = {}
@@ -148,39 +148,44 @@ class Latency:
     def search(self, method: str, make: Callable[[float], tuple[Plan, Extra]]) -> tuple[Plan, Extra]:
         """The plan that `make` has for the internal target (predicted) at which the measured ratio is what was asked for.
 
-        The largest network within the budget of those tried; at most five per cent under it where the steps allow. Where one
-        was found before for the same question, it is tried first. Raises BudgetError when none is within.
+        The largest network within the budget of those tried, at most five per cent under it where the steps allow; or, where
+        none is within, one that is at most five per cent over. Where one was found before for the same question, it is tried
+        first. Raises BudgetError when there is none.
         """
         key = _key(*self._question, method)
         kept = self.machine.store.get("targets", key)
-        target = float(kept) if isinstance(kept, (int, float)) and self._least <= kept < 1 else self._target()
-        best: tuple[float, float, Plan, Extra] | None = None
-        tried: set[float] = set()
-        while target not in tried and len(tried) < TRIALS:
-            tried.add(target)
+        target = float(kept) if isinstance(kept, (int, float)) and self._least <= kept < 1 else self._target([])
+        found: list[tuple[float, float, Plan, Extra]] = []
+        while target not in [t for _, t, _, _ in found] and len(found) < TRIALS:
             plan, extra = make(target)
             ratio = self._tried(plan).measured.median
-            self.tell("trials", len(tried), TRIALS)
-            if ratio <= self.value and (best is None or ratio > best[0]):
-                best = (ratio, target, plan, extra)
+            found.append((ratio, target, plan, extra))
+            self.tell("trials", len(found), TRIALS)
             if (1 - TOLERANCE) * self.value <= ratio <= self.value:
                 break
-            target = self._target()
+            target = self._target([r > self.value for r, _, _, _ in found])
         self.tell("trials", TRIALS, TRIALS)
-        if best is None:
+        ratio, target, plan, extra = max(found, key=lambda f: f[0] if f[0] <= self.value else -f[0])
+        if ratio > (1 + TOLERANCE) * self.value:
             raise BudgetError(
-                f"--latency {self.value:g} was not met in {len(tried)} trials: the nearest took {self._nearest():.3f}",
+                f"--latency {self.value:g} was not met in {len(found)} trials: the nearest took {self._nearest():.3f}",
                 hint=f"the smallest takes {self.smallest:.3f}; is the machine busy? ask for a little more, or try again",
             )
-        self.machine.store.put("targets", key, best[1])
+        self.machine.store.put("targets", key, target)
         self.machine.store.save()
-        return best[2], best[3]
+        return plan, extra
 
-    def _target(self) -> float:
-        """Where the predictions tried so far say that the measured ratio is a little under what was asked for."""
-        predicted, ratios = (np.array(v) for v in zip(*sorted(self._points), strict=True))
+    def _target(self, over: Sequence[bool]) -> float:
+        """Where the predictions tried so far say that the measured ratio is a little under what was asked for.
+
+        over: for every trial whether it was above the budget. By interpolation between the nearest ones on either side, and
+        halfway between them where the last two trials were on the same side, so that a bend in the curve ends no search.
+        """
         aim = AIM * self.value
-        between = float(np.interp(aim, np.maximum.accumulate(ratios), predicted))
+        below = max((p, r) for p, r in self._points if r <= aim or p == self._least)
+        above = min(((p, r) for p, r in self._points if r > aim and p > below[0]), default=(1.0, 1.0))
+        part = 0.5 if len(over) > 1 and over[-1] == over[-2] else (aim - below[1]) / max(above[1] - below[1], 1e-9)
+        between = below[0] + min(1.0, max(0.0, part)) * (above[0] - below[0])
         return min(1 - STEP, max(round(STEP * round(between / STEP), 6), self._least * (1 + 1e-6)))
 
     def _nearest(self) -> float:

@@ -250,8 +250,6 @@ def test_ladders_hold_the_widths_that_pay() -> None:
     costs = costs_of(wide())
     ladders = sorted(costs.ladder(g) for g in costs.groups.prunable)
     assert ladders == [(16, 32, 48, 64), (16, 32, 48, 64, 80), (16, 32, 48, 64, 80, 96)]
-    frozen = next(g for g in costs.groups.groups if g.frozen)
-    assert frozen.size == costs.ladder(frozen)[-1]
 
 
 def test_layers_without_a_table_are_part_of_the_rest() -> None:
@@ -259,7 +257,7 @@ def test_layers_without_a_table_are_part_of_the_rest() -> None:
     costs = Costs(groups, (), range(len(groups.layers))).fitted(1e-3, 2e-4, np.array([min(16, g.size) for g in groups.groups]))
     half = widths_of(costs, {g.id: g.size // 2 for g in groups.prunable})
     assert 0.2 < costs.ratio(half) < 0.5
-    assert costs.ladder(groups.prunable[0]) == (groups.prunable[0].size,)  # nothing is known of what pays
+    assert costs.ladder(groups.prunable[0]) == ()  # nothing is known of what pays: any width may
 
 
 # ---------------------------------------------------------------------------------------------------------------- search
@@ -297,6 +295,14 @@ def test_every_method_can_keep_a_budget_of_latency(fake: type[Fake], method: str
     result = onnxprune.prune(deep(), small.images(48), budget={"latency": 0.6}, method=method, samples=24)
     assert 0.57 <= result.report["latency"]["measured"]["median"] <= 0.6
     assert result.report["latency"]["met"]
+
+
+def test_a_network_without_tables_is_cut_by_its_multiply_adds(fake: type[Fake], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a quantised one: the rest is all that there is, and the trials correct it."""
+    monkeypatch.setattr(trials, "spec", lambda *_: None)
+    told = prune(0.6).report["latency"]
+    assert not fake.measured
+    assert 0.55 <= told["measured"]["median"] <= 0.6  # all widths are cut alike, so that steps of this machine coincide
 
 
 def test_out_of_reach_says_the_smallest(fake: type[Fake], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,13 +91,17 @@ class Costs:
         """The widths of a group that pay, rising, by the tables alone; the last is the full one.
 
         Each step down saves at least a part of its channels' share of what the layers on them cost: widths within a tread
-        save nothing, and a group whose layers take as long when they are narrow stays whole.
+        save nothing, and a group whose layers take as long when they are narrow stays whole. Empty where no layer on them has
+        a table: then nothing is known that speaks against any width.
         """
         column = next(i for i, g in enumerate(self.groups.groups) if g.id == group.id)
         terms = _Costs(self._axes, self.priced, self._rest, 1 / UNIT, 0.0)
         tally = Tally(self._axes, terms, 0, self.full_widths)
+        touched = terms.touched(column)
+        if not len(touched) or touched[0] >= len(self.priced):
+            return ()
         cost = np.array([tally.resize(column, n) for n in range(1, group.size + 1)], np.float64)
-        layers = terms.each(self._axes.sizes(self.full_widths), terms.touched(column))
+        layers = terms.each(self._axes.sizes(self.full_widths), touched)
         share = WORTH * float(layers.sum()) / group.size
         if share <= 0:
             return (group.size,)
