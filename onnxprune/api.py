@@ -10,7 +10,7 @@ import onnx
 
 from onnxprune import certify as certifying
 from onnxprune import finetuning, runtime
-from onnxprune.budget import UNITS, Budget
+from onnxprune.budget import Budget
 from onnxprune.clock import Clock
 from onnxprune.data import open_data
 from onnxprune.errors import BudgetError
@@ -22,8 +22,9 @@ from onnxprune.passes.allocate import require_reachable
 from onnxprune.result import Result, certificate_path, outputs, report_path
 from onnxprune.saliency import Saliency
 from onnxprune.scoring import calibrated, calibrations, check_calibration, criterion_for
-from onnxprune.selection import Widths
 from onnxprune.splits import Split
+from onnxprune.targets import widths as allowed
+from onnxprune.trials import Latency, Machine
 
 if TYPE_CHECKING:
     from onnxprune.training.trainer import Epoch
@@ -42,6 +43,9 @@ __all__ = [
     "sweep",
     "verify",
 ]
+
+
+SIZES = ("macs", "params", "bytes")  # budgets that a sweep takes
 
 
 def prune(
@@ -91,7 +95,7 @@ def sweep(
 
 
 def _require_several(budgets: Sequence[Budget]) -> None:
-    if not budgets or any(b.kind not in UNITS for b in budgets):
+    if not budgets or any(b.kind not in SIZES for b in budgets):
         raise BudgetError("a sweep takes budgets of macs, params or bytes, one at least", hint="for example 0.9, 0.7, 0.5")
     if len(set(budgets)) < len(budgets):
         raise BudgetError("a sweep takes every budget once", hint="leave out the second one")
@@ -118,17 +122,23 @@ def _prepared(
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
         imported, split = _import(model, data, validation, settings, prunable=True)
-        widths = Widths(settings.min_channels, settings.align)
+        widths = allowed(settings, imported.groups.net)
         for budget in budgets:
             require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
+    latency = None
+    if budgets[0].kind == "latency":
+        with clock.stage("measure"):
+            latency = Latency(imported, settings, budgets[0].value, Machine.of(imported, settings), tell)
     with clock.stage("calibrate"):
         if calibration is not None:
             check_calibration(calibration, imported)
         saliencies = calibrations(imported, settings, budgets[0], providers, split, tell, calibration)
     other = None if certify is None else open_data(certify, imported.specs, settings.images)
     held = certifying.held_out(imported, split, other, saliencies[0], settings, calibration is None)
-    measured = calibration is None
-    return Job(imported, saliencies, settings, budgets[0], split, held, providers, clock, tell, measured, len(budgets), said)
+    measured, several = calibration is None, len(budgets)
+    return Job(
+        imported, saliencies, settings, budgets[0], split, held, providers, clock, tell, measured, several, said, latency
+    )
 
 
 def calibrate(

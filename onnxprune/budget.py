@@ -1,4 +1,4 @@
-"""Budgets: what to keep, as a fraction of the original's MACs, parameters or bytes, or an error or drop to stay within."""
+"""Budgets: what to keep, as a fraction of the original's MACs, parameters, bytes or time, or an error or drop not to exceed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal, TypeAlias
 from onnxprune.errors import BudgetError
 from onnxprune.groups import Size
 
-Kind: TypeAlias = Literal["macs", "params", "bytes", "eps", "max-drop"]
-KINDS: tuple[Kind, ...] = ("macs", "params", "bytes", "eps", "max-drop")
-UNITS = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
+Kind: TypeAlias = Literal["macs", "params", "bytes", "latency", "eps", "max-drop"]
+KINDS: tuple[Kind, ...] = ("macs", "params", "bytes", "latency", "eps", "max-drop")
+UNITS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "latency": "latency"}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """kind "macs", "params", "bytes": `value` is the fraction to keep, in (0, 1). kind "eps": the error, > 0.
+    """kind "macs", "params", "bytes", "latency": `value` is the fraction to keep, in (0, 1). kind "eps": the error, > 0.
     kind "max-drop": by how much the accuracy (without labels: the agreement) may fall, in (0, 1).
 
     Raises BudgetError for a value out of range.

@@ -20,7 +20,10 @@ from onnxprune.passes.sample import sample
 from onnxprune.passes.surgery import reweightable, surgery
 from onnxprune.plan import Plan
 from onnxprune.saliency import Saliency
-from onnxprune.selection import Method, Selector, Share, Widths
+from onnxprune.selection import Method, Selector, Share
+from onnxprune.targets import widths as allowed
+from onnxprune.timing.costs import Costs
+from onnxprune.trials import Latency
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +44,12 @@ def decide(
     budget: Budget,
     finish: Finisher,
     spare: int = 0,
+    latency: Latency | None = None,
 ) -> Decision:
     """The plan of the method asked for; `auto` tries what the calibrations allow and keeps what moves outputs least.
 
-    saliencies: of the criteria that are candidates. spare: bytes of the budget to leave unused.
+    saliencies: of the criteria that are candidates. spare: units of the budget to leave unused. latency: the stopwatch for a
+    budget of that kind.
     """
     if budget.kind == "eps" and any(s.criterion != Sensitivity.name for s in saliencies):
         raise BudgetError(
@@ -52,7 +57,7 @@ def decide(
             hint="leave --method out or choose pfp, with a calibration by it; or ask for --macs, --params or --bytes",
         )
     candidates = [(name, s) for s in saliencies for name in _methods(settings.method, s)]
-    plans = [(name, s, *_by(name, imported, s, settings, budget, spare)) for name, s in candidates]
+    plans = [(name, s, *_by(name, imported, s, settings, budget, spare, latency)) for name, s in candidates]
     if budget.kind == "eps":  # all keep the promise while nothing is recovered: the smallest network is what was asked for
         name, saliency, plan, shares = min(plans, key=lambda p: size_of(imported, p[2]).macs)
         return Decision(name, plan, shares, saliency, finish(plan, recovers=False))
@@ -86,7 +91,13 @@ def size_of(imported: Imported, plan: Plan) -> Size:
 
 
 def _by(
-    name: str, imported: Imported, saliency: Saliency, settings: Options, budget: Budget, spare: int
+    name: str,
+    imported: Imported,
+    saliency: Saliency,
+    settings: Options,
+    budget: Budget,
+    spare: int,
+    latency: Latency | None,
 ) -> tuple[Plan, Mapping[str, Share]]:
     groups = imported.groups
     method: Method = "elimination" if name == OBS else "top"
@@ -96,15 +107,21 @@ def _by(
         groups.prunable,
         saliency,
         method,
-        widths=Widths(settings.min_channels, settings.align),
+        widths=allowed(settings, groups.net) if latency is None else latency.widths,
         delta=settings.delta,
         seed=settings.seed,
         rescalable={g.id: reweightable(groups, g) for g in groups.prunable},
     )
-    while True:
-        allocation = allocate(imported.accounting, groups.prunable, selector, budget, spare)
+
+    def within(budget: Budget, costs: Costs | None = None) -> tuple[Plan, Mapping[str, Share]]:
+        allocation = allocate(imported.accounting, groups.prunable, selector, budget, spare, costs)
         searched = budget.kind != "eps"
-        plan, shares = sample(groups.prunable, allocation.choices, selector, groups.net.digest, searched)
+        return sample(groups.prunable, allocation.choices, selector, groups.net.digest, searched)
+
+    if latency is not None:
+        return latency.search(name, lambda target: within(Budget("latency", target), latency.costs))
+    while True:
+        plan, shares = within(budget)
         if budget.kind != "bytes":
             return plan, shares
         # A file has more in it than weights: what the cut itself adds (say, a constant of its own) comes off the budget.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import onnx
@@ -143,8 +143,8 @@ class Accounting:
         self.full_widths = np.array([g.size for g in groups.groups], np.int64)
         params, weights = self._tensor_terms()
         macs = [(float(x.factor), list(x.macs_dims)) for x in groups.layers]
-        self._axes = _Axes(groups, dict.fromkeys(d for terms in (macs, params, weights) for _, dims in terms for d in dims))
-        self._terms = {k: _Terms(t, self._axes) for k, t in (("macs", macs), ("params", params), ("bytes", weights))}
+        self._axes = Axes(groups, dict.fromkeys(d for terms in (macs, params, weights) for _, dims in terms for d in dims))
+        self._terms = {k: Terms(t, self._axes) for k, t in (("macs", macs), ("params", params), ("bytes", weights))}
         self._overhead = {"macs": 0, "params": _in_opaque_bodies(groups.net), "bytes": 0}
         self._overhead["bytes"] = file_bytes - self.size(self.full_widths).bytes
 
@@ -189,6 +189,12 @@ class Accounting:
         return self.groups.full(dim) - sum(per * (size - int(widths[column])) for column, size, per in here)
 
 
+def parameters(net: Network) -> int:
+    """Parameters of a network, one by one."""
+    counted = [int(prod(t.dims)) for name, t in net.initializers.items() if is_parameter(net, name)]
+    return _in_opaque_bodies(net) + sum(counted)
+
+
 def is_parameter(net: Network, name: str) -> bool:
     """Whether a constant counts as parameters: floating-point, or 8-bit weights (not vectors of indices)."""
     return _is_weight(net.initializers[name]) and (bool(net.uses.get(name)) or name in net.read_elsewhere)
@@ -208,7 +214,7 @@ def _in_opaque_bodies(net: Network) -> int:
     return sum(prod(t.dims) for name, t in [*stored, *held.items()] if name in read and _is_weight(t))
 
 
-class _Axes:
+class Axes:
     """The axes that costs depend on. Their sizes: `base + channels @ widths`."""
 
     def __init__(self, groups: Groups, dims: Iterable[Dim]) -> None:
@@ -231,13 +237,13 @@ class _Axes:
         return self.channels.indices[part], self.channels.data[part]
 
 
-class _Terms:
+class Terms:
     """Many products `coefficient * a * b * ...` over axis sizes, padded to one rectangular array."""
 
-    def __init__(self, terms: Sequence[Term], axes: _Axes) -> None:
+    def __init__(self, terms: Sequence[Term], axes: Axes) -> None:
         self.coefficients = np.array([c for c, _ in terms], np.float64)
         longest = max((len(dims) for _, dims in terms), default=0)
-        self.index = np.full((len(terms), longest), -1, np.int64)  # padding points at the last entry of `_Axes.sizes`
+        self.index = np.full((len(terms), longest), -1, np.int64)  # padding points at the last entry of `Axes.sizes`
         for row, (_, dims) in enumerate(terms):
             self.index[row, : len(dims)] = [axes.number[d] for d in dims]
         term, place = np.nonzero(self.index >= 0)
@@ -254,10 +260,20 @@ class _Terms:
         return touched
 
 
-class Tally:
-    """One quantity of the network while its groups change one by one; a change costs only the terms that it touches."""
+class Costing(Protocol):
+    """What a quantity of the network is the sum of."""
 
-    def __init__(self, axes: _Axes, terms: _Terms, overhead: int, widths: Index) -> None:
+    def each(self, axes: Array, which: Index | slice = slice(None)) -> Array:
+        """The parts, or some of them, for axes of these sizes (see `Axes.sizes`)."""
+
+    def touched(self, group: int) -> Index:
+        """The parts that depend on a group."""
+
+
+class Tally:
+    """One quantity of the network while its groups change one by one; a change costs only the parts that it touches."""
+
+    def __init__(self, axes: Axes, terms: Costing, overhead: int, widths: Index) -> None:
         self._axes, self._terms = axes, terms
         self._widths = widths.copy()
         self._sizes = axes.sizes(widths)

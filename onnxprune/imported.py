@@ -14,10 +14,11 @@ import onnx
 
 from onnxprune import files, graph, inline, large, runtime, weights, wire
 from onnxprune.channels import ChannelGroup
+from onnxprune.control import flatten
 from onnxprune.data import ImageOptions, InputSpec, open_data
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.graph import Network
-from onnxprune.groups import Accounting, Groups, Size, is_parameter
+from onnxprune.groups import Accounting, Groups, Size, is_parameter, parameters
 from onnxprune.passes.group import Attention, group
 
 
@@ -38,6 +39,11 @@ class Imported:
     external: bool
     sources: tuple[Path, ...]
     scratches: tuple[weights.Scratch, ...]
+
+    def count_parameters(self, pruned: onnx.ModelProto) -> int:
+        """Parameters of a model that was cut from this one, one by one: recovery may have split a vector that was shared."""
+        followed = self.groups.net.inside.followed
+        return parameters(Network(flatten(pruned, followed) if followed else pruned, {}, {}))
 
     @property
     def specs(self) -> list[InputSpec]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +30,8 @@ from onnxprune.result import Result
 from onnxprune.saliency import Saliency
 from onnxprune.search import Search
 from onnxprune.splits import Split
+from onnxprune.targets import widths as allowed
+from onnxprune.trials import Latency
 
 if TYPE_CHECKING:
     from onnxprune.training.trainer import Epoch
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)."""
 
-STAGES = ("import", "calibrate", "sample", "finetune", "surgery", "validate", "certify")
+STAGES = ("import", "measure", "calibrate", "sample", "finetune", "surgery", "validate", "certify")
+ATTEMPTS = 3  # to meet a budget of latency, each with several trials
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,7 @@ class Job:
     measured: bool
     candidates: int = 1
     said: Callable[[Epoch], None] | None = None
+    latency: Latency | None = None
 
     def results(self, budgets: Sequence[Budget]) -> Iterator[Result]:
         """One result after the other. The seconds before the first decision, which all share, count in each."""
@@ -72,6 +77,7 @@ class Job:
         decision, pruned, found, told = self.done()
         report = _report(imported, self.settings, self.budget, decision, pruned, found, self.clock)
         report["certificate"] = told
+        report["latency"] = None if self.latency is None else self.latency.to_json(decision.plan)
         report["validation"]["source"] = self.split.origin.source
         return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
 
@@ -103,23 +109,32 @@ class Job:
         )
 
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
-        """The certificate is part of the file: what it takes comes off a budget of bytes."""
-        spare = 0
-        while True:
+        """What recovery and the certificate add to the file comes off the budget."""
+        spare, imported = 0, self.imported
+        for attempt in range(ATTEMPTS if self.latency is not None else sys.maxsize):
             with self.clock.stage("sample"):
-                decision = decide(self.imported, self.saliencies, self.settings, self.budget, self.finish, spare)
+                decision = decide(imported, self.saliencies, self.settings, self.budget, self.finish, spare, self.latency)
             if self.settings.finetune is not None:
                 with self.clock.stage("finetune"):
-                    tuned = finetuning.tuned(self.imported, decision.finished, self.settings, self.split, self.tell, self.said)
+                    tuned = finetuning.tuned(imported, decision.finished, self.settings, self.split, self.tell, self.said)
                 decision = replace(decision, finished=tuned)
             pruned, found, told = self._made(decision)
-            excess = 0.0
-            if self.budget.kind == "bytes":
-                excess = wire.size(pruned) - self.budget.value * self.imported.size.bytes
+            excess = self._excess(decision, pruned, attempt)
             if excess <= 0:
-                return decision, pruned, found, told
-            self.imported.groups.net.scratch.drop(pruned)
+                break
+            imported.groups.net.scratch.drop(pruned)
             spare += math.ceil(excess)
+        return decision, pruned, found, told
+
+    def _excess(self, decision: Decision, pruned: onnx.ModelProto, attempt: int) -> float:
+        """By how much the model is beyond a budget that only the finished model tells."""
+        if self.budget.kind == "bytes":
+            return wire.size(pruned) - self.budget.value * self.imported.size.bytes
+        if self.budget.kind == "params":
+            return self.imported.count_parameters(pruned) - self.budget.value * self.imported.size.params
+        if self.latency is not None and not self.latency.confirm(decision.plan, pruned):
+            return float(attempt + 1 < ATTEMPTS)
+        return 0.0
 
     def _made(
         self, decision: Decision, drop: Mapping[str, Any] | None = None
@@ -189,8 +204,9 @@ def _report(
         "options": settings.to_json(),
         "command": None,
         "inputs": {name: list(x.shape) for name, x in imported.groups.net.feeds.items()},
+        "target": {"name": settings.target, "align": allowed(settings, imported.groups.net).align},
         "original": {"macs": imported.size.macs, "params": imported.size.params, "bytes": imported.size.bytes},
-        "pruned": {"macs": after.macs, "params": after.params, "bytes": wire.size(pruned)},
+        "pruned": {"macs": after.macs, "params": imported.count_parameters(pruned), "bytes": wire.size(pruned)},
         "digests": {"original": imported.groups.net.digest, "pruned": wire.digest(certifying.without(pruned))},
         "prunable": {"macs": macs, "params": params},
         "calibration": build.calibration(saliency),

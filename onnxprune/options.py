@@ -22,19 +22,21 @@ class Options:
     """Everything `prune` can be told beside the model, the data and the budget. Raises OptionError for nonsense.
 
     method: see METHODS; `auto` is the best of pfp, pfp-deterministic and obs on held-out samples. recover: see
-    `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of
-    it. min_channels: no group becomes narrower. freeze: globs on layer and tensor names. samples: calibration samples, by
-    default what the theory asks for. delta: failure probability of the certificate. confidence: that the
-    drop of a budget of that kind is kept. reduce, sensitivity: see `Sensitivity`.
+    `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of it, by default of
+    what `target` asks for (see `targets`). min_channels: no group becomes narrower. freeze: globs on layer and tensor names.
+    samples: calibration samples, by default what the theory asks for. delta: failure probability of the certificate.
+    confidence: that the drop of a budget of that kind is kept. reduce, sensitivity: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
-    inputs whose size the model leaves open. attention: cut whole `heads`, or the same places of every head (`dims`), where
-    both can go; by default what leaves more channels to choose from. finetune: how to train the weights after recovery;
-    by default not at all.
+    inputs whose size the model leaves open. threads, latency_batch: how a budget of latency is measured; by default with
+    the threads of all sessions, on one sample. attention: cut whole `heads`, or the same places of every head (`dims`),
+    where both can go; by default what leaves more channels to choose from. finetune: how to train the weights after
+    recovery; by default not at all.
     """
 
     method: str = "auto"
     recover: str = "auto"
-    align: int = 1
+    align: int | None = None
+    target: str = "generic"
     min_channels: int = 1
     freeze: tuple[str, ...] = ()
     allow_approximate: bool = False
@@ -43,6 +45,8 @@ class Options:
     samples: int | None = None
     batch: int | None = None
     providers: tuple[str, ...] = ("cpu",)
+    threads: int | None = None
+    latency_batch: int | None = None
     seed: int = 0
     delta: float = 0.01
     confidence: float = 0.95
@@ -58,7 +62,7 @@ class Options:
             raise OptionError(f"unknown recovery '{self.recover}'", hint=f"it is one of {', '.join(RECOVERIES)}")
         if self.attention not in (None, "heads", "dims"):
             raise OptionError(f"--attention is heads or dims, not '{self.attention}'")
-        for name in ("align", "min_channels", "samples", "batch"):
+        for name in ("align", "min_channels", "samples", "batch", "threads", "latency_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"--{name.replace('_', '-')} must be at least 1, not {value}")

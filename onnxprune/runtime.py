@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ def providers(names: Sequence[str] = ("cpu",)) -> list[str]:
     return list(dict.fromkeys([*chosen, "CPUExecutionProvider"]))
 
 
+def version() -> str:
+    """ONNX Runtime's."""
+    return str(ort.__version__)
+
+
 def default_threads() -> int:
     """Threads of a session: the environment's ONNXPRUNE_THREADS, else as many as the process may run on."""
     wanted = os.environ.get("ONNXPRUNE_THREADS", "")
@@ -63,13 +69,14 @@ def default_threads() -> int:
 
 
 def session(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | Path,
     *,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     optimise: bool = True,
     reuse: bool = True,
     pattern: bool = True,
+    profile: str | None = None,
 ) -> ort.InferenceSession:
     """An inference session; ModelError with ONNX Runtime's own words when it refuses the model.
 
@@ -79,6 +86,7 @@ def session(
     square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
     the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
     pattern: whether runs after the first take all their memory at once, beside what the arena holds from the first.
+    profile: where the name of a profile starts, to be written when profiling ends; None for no profile.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -87,7 +95,9 @@ def session(
     options.enable_mem_pattern = pattern
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    blob, folder = wire.staged(model)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    blob, folder = (str(model), None) if isinstance(model, Path) else wire.staged(model)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.add_session_config_entry("session.disable_prepacking", str(int(not optimise)))

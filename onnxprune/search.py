@@ -20,7 +20,7 @@ from onnxprune.passes.allocate import require_reachable
 from onnxprune.passes.validate import compare
 from onnxprune.plan import Plan
 from onnxprune.saliency import Saliency
-from onnxprune.selection import Widths
+from onnxprune.targets import widths as allowed
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Search:
 
     def _candidates(self) -> Iterator[tuple[float, Decision]]:
         """One network after the other, each made without a look at the samples that it is tested on."""
-        widths = Widths(self.settings.min_channels, self.settings.align)
+        widths = allowed(self.settings, self.imported.groups.net)
         for fraction in GRID:
             budget = Budget("macs", fraction)
             try:

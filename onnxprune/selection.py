@@ -38,25 +38,36 @@ class Choice:
 
 @dataclass(frozen=True)
 class Widths:
-    """Limits to how narrow a group may become. align: multiples, for groups at least that wide; others stay whole."""
+    """Limits to how narrow a group may become. align: multiples, for groups at least that wide; others stay whole.
+
+    ladders: by group id the widths to choose from, rising up to the full one, where not every width is worth its price.
+    """
 
     minimum: int = 1
     align: int = 1
+    ladders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def smallest(self, size: int) -> int:
-        return self.fit(1, size)
+    def smallest(self, group: ChannelGroup) -> int:
+        return self.fit(1, group)
 
-    def fit(self, n: int, size: int) -> int:
-        """The smallest allowed width of at least n channels for a group of `size`; never more than `size`."""
-        if size < self.align:
-            return size
-        n = max(n, min(self.minimum, size))
-        return min(size, -(-n // self.align) * self.align)
+    def fit(self, n: int, group: ChannelGroup) -> int:
+        """The smallest allowed width of at least n channels for a group; never more than its size."""
+        if group.size < self.align:
+            return group.size
+        n = max(n, min(self.minimum, group.size))
+        if group.id not in self.ladders:
+            return self._aligned(n, group)
+        return next((w for rung in self.ladders[group.id] if (w := self._aligned(rung, group)) >= n), group.size)
 
-    def narrower(self, n: int, size: int) -> int | None:
-        """The next allowed width below n for a group of `size`; None where there is none."""
+    def _aligned(self, n: int, group: ChannelGroup) -> int:
+        return min(group.size, -(-n // self.align) * self.align)
+
+    def narrower(self, n: int, group: ChannelGroup) -> int | None:
+        """The next allowed width below n for a group; None where there is none."""
         less = (n - 1) // self.align * self.align
-        return less if less >= self.smallest(size) else None
+        if group.id in self.ladders:
+            less = max((w for rung in self.ladders[group.id] if (w := self._aligned(rung, group)) < n), default=0)
+        return less if less >= self.smallest(group) else None
 
 
 @dataclass(frozen=True)
@@ -120,12 +131,13 @@ class Selector:
         m = theory.draws(eps, float(s.sum()), self.events[group.id], self.delta)
         live = int(np.count_nonzero(p)) if s.any() else 0
         n = int(np.ceil(theory.expected_distinct(p, min(m, 2**40)))) if live and m else 1
-        n = self.widths.fit(n, group.size)
+        n = self.widths.fit(n, group)
         if n >= group.size or not self.samples(group):
             return self.top(group, n)
         if self.method == "pfp-random":
             # Alignment moved n: the number of draws follows it, so that n distinct channels are expected.
-            m = m if self.widths.align == 1 and n > self.widths.minimum else theory.draws_for_distinct(p, min(n, live))
+            free = self.widths.align == 1 and n > self.widths.minimum and group.id not in self.widths.ladders
+            m = m if free else theory.draws_for_distinct(p, min(n, live))
             return self._sampled(group, np.empty(0, np.int64), m)
         certain, m = theory.hybrid_split(s, n)
         return self._sampled(group, certain, m)
@@ -141,7 +153,7 @@ class Selector:
         rest = s.copy()
         rest[certain] = 0
         if m == 0 or m > MAX_DRAWS or not rest.any():
-            return self.top(group, max(len(certain), self.widths.smallest(group.size)) if m == 0 else group.size)
+            return self.top(group, max(len(certain), self.widths.smallest(group)) if m == 0 else group.size)
         p = theory.probabilities(rest)
         key = (group.id, len(certain))
         if key not in self._streams:
@@ -150,7 +162,7 @@ class Selector:
         weights = theory.weights(self._streams[key].counts(m), p)
         weights[certain] = 1.0
         kept = np.flatnonzero(weights)
-        allowed = self.widths.fit(len(kept), group.size)
+        allowed = self.widths.fit(len(kept), group)
         added = 0.0
         if allowed != len(kept):  # an aligned width adds the best of the channels that were not drawn, with weight 1
             more = [j for j in np.argsort(-s, kind="stable") if weights[j] == 0][: allowed - len(kept)]
@@ -160,6 +172,19 @@ class Selector:
         dropped = float(s.sum() - s[kept].sum())
         return Choice(kept, weights[kept], m, float(rest.sum()), dropped, np.sort(certain), added)
 
+    def resized(self, group: ChannelGroup, choice: Choice, n: int) -> Choice:
+        """A choice of n channels instead: by more or fewer draws where it was drawn, else those of highest score."""
+        if not choice.draws or n >= group.size or n <= len(choice.certain):
+            return self.top(group, n)
+        stream = self._streams[group.id, len(choice.certain)]
+        missing, m = n - len(choice.certain), choice.draws
+        while stream.distinct(m) < missing and m < MAX_DRAWS:
+            m = min(2 * m, MAX_DRAWS)
+        first = np.sort(np.unique(stream.first(m), return_index=True)[1])  # where each channel is drawn for the first time
+        if len(first) < missing:
+            return self.top(group, n)
+        return self._sampled(group, choice.certain, int(first[missing - 1]) + 1)
+
     def within(self, group: ChannelGroup, eps: float) -> Choice:
         """The smallest choice whose error is provably at most eps, for `--eps`: the theorem's condition, not a share."""
         s, size = self.scores[group.id], group.size
@@ -167,7 +192,7 @@ class Selector:
         tail = np.concatenate([np.cumsum(s[order][::-1])[::-1], [0.0]])  # tail[k]: sum over all but the top k
         if not self.samples(group):
             enough = theory.K_DEFAULT * tail <= eps
-            return self.top(group, self.widths.fit(max(1, int(np.argmax(enough))), size))
+            return self.top(group, self.widths.fit(max(1, int(np.argmax(enough))), group))
         best = (size, size, 0)
         for k in range(size if self.method == "pfp" else 1):
             if tail[k] <= 0:
@@ -181,7 +206,7 @@ class Selector:
         if width >= size:
             return self.top(group, size)
         if not m:
-            return self.top(group, self.widths.fit(width, size))
+            return self.top(group, self.widths.fit(width, group))
         choice = self._sampled(group, np.sort(order[:k]), m)
         return choice if self.epsilon(group, choice) <= eps else self.top(group, size)  # what fills up a width adds an error
 

@@ -112,7 +112,7 @@ def test_samples_for_certification_are_used_for_nothing_else() -> None:
 
 
 def test_aligned_widths_pay_for_the_channels_that_fill_them_up() -> None:
-    certificate = told(result("pfp-random", align=4, macs=0.7))
+    certificate = told(result("pfp-random", align=8, macs=0.5))
     added = {k: g for k, g in certificate["sampling"]["groups"].items() if g["added_sum"] > 0}
     assert added and all(g["epsilon"] > 3 * g["added_sum"] for g in added.values())
 
@@ -259,7 +259,7 @@ def test_an_unknown_operator_ends_the_recursion_by_name() -> None:
     assert not plan.empty
     entry = bounded(model, groups.net.feeds, plan, groups)["out"]
     assert entry == {"absent": "unknown operator InstanceNormalization ('b')"}
-    before = prune(model, small.images(80), budget={"macs": 0.8}, samples=8)
+    before = prune(model, small.images(80), budget={"macs": 0.7}, samples=8)
     assert told_of(before)["network"]["reason"] == "unknown operator InstanceNormalization ('b')"
 
 
@@ -405,7 +405,7 @@ def test_max_drop_takes_the_last_network_before_the_first_failure(labels: bool) 
             limit = confidence.drop(kinds["top1_drop"]["lost"], kinds["top1_drop"]["gained"], n, 0.1)
         assert (limit <= 0.3) == (fraction >= drop["macs"]), fraction
         if fraction == drop["macs"]:
-            assert limit == pytest.approx(drop["limit"], rel=1e-5)
+            assert limit == pytest.approx(drop["limit"], rel=2e-5)  # six digits, rounded up
             assert single.plan.to_json() == dropped(0.3, labels).plan.to_json()
 
 

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import onnxprune
-from onnxprune import api, cli, files
+from onnxprune import api, cli, files, job
 from onnxprune.plan import Plan
 
 Run = Callable[..., tuple[int, str, str]]
@@ -193,7 +193,7 @@ BAD = {
     "budget NaN": (prune(budget="--macs nan"), ("--macs", "between 0 and 1, not nan", "0.5 keeps half")),
     "budget in words": (prune(budget="--macs half"), ("--macs", "'half'", "--help")),
     "budget twice": (prune(budget="--macs 0.5 --params 0.5"), ("--params", "--macs", "not allowed", "--help")),
-    "budget missing": (prune(budget=""), ("--macs, --params, --bytes, --eps", "--macs 0.5 keeps half")),
+    "budget missing": (prune(budget=""), ("--macs, --params, --bytes, --latency, --eps", "--macs 0.5 keeps half")),
     "output exists": (prune(out="other.onnx"), ("other.onnx exists", "--force")),
     "report exists": (prune("--report plan.json"), ("plan.json exists", "--force")),
     "output is the model": (prune("--force", out="m.onnx"), ("m.onnx is the input model", "choose another")),
@@ -351,7 +351,7 @@ def test_a_bug_is_one_line_and_a_traceback_only_on_demand(run: Run, monkeypatch:
 
 def test_control_c_is_no_bug(given: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(given)
-    monkeypatch.setattr(api, "validate", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(job, "validate", raising(KeyboardInterrupt()))
     code, out, err = run(prune("-q"))
     assert (code, out, err) == (130, "", "onnxprune: interrupted; nothing was written\n")
     assert snapshot(given) == before

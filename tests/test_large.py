@@ -456,11 +456,11 @@ def test_a_process_that_is_terminated_leaves_nothing(here: Path) -> None:
 import glob, os, signal, sys
 from onnxprune import cli, large, weights
 large.LARGE, weights.SMALL = 0, 60
-from onnxprune import api
+from onnxprune import job
 def validate(*_, **__):
     print(len(glob.glob({str(here / "scratch" / "onnxprune-*")!r})), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
-api.validate = validate
+job.validate = validate
 sys.exit(cli.main(["prune", {str(path)!r}, "-q", "--macs", "0.5", "--method", "l1", "-o", "out.onnx"]))
 """
     root = Path(onnxprune.__file__).resolve().parent.parent

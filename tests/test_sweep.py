@@ -16,7 +16,7 @@ import pytest
 import small
 
 import onnxprune
-from onnxprune import api, cli, scoring
+from onnxprune import cli, job, scoring
 from onnxprune.budget import Budget
 from onnxprune.errors import BudgetError
 from onnxprune.report.points import marked, quality
@@ -146,7 +146,7 @@ def test_an_interruption_leaves_nothing(run: Run, here: Path, monkeypatch: pytes
     if there:
         (here / "s").mkdir()
         (here / "s" / "m-macs-0.8.onnx").write_text("mine")
-    rest, whole = [1], api.validate
+    rest, whole = [1], job.validate
 
     def once(*given: Any, **more: Any) -> Any:
         if not rest:
@@ -154,7 +154,7 @@ def test_an_interruption_leaves_nothing(run: Run, here: Path, monkeypatch: pytes
         rest.pop()
         return whole(*given, **more)
 
-    monkeypatch.setattr(api, "validate", once)
+    monkeypatch.setattr(job, "validate", once)
     assert run("sweep m.onnx --method l1 --budgets 0.8,0.5 -q --force -o s")[0] == 130
     assert sorted(str(p.relative_to(here)) for p in here.rglob("*")) == (
         ["d.npz", "m.onnx", "s", "s/m-macs-0.8.onnx"] if there else ["d.npz", "m.onnx"]

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from onnxprune.errors import OptionError
 from onnxprune.options import METHODS, RECOVERIES
+from onnxprune.targets import TARGETS
 from onnxprune.training.settings import AUGMENTATIONS, OPTIMISERS, PRECISIONS, STATISTICS, Training
 
 
@@ -86,7 +87,13 @@ def cut(parser: Parser) -> None:
         "--recover", choices=RECOVERIES, default="auto", help="new weights without training; auto: lsq where that helps"
     )
     group.add_argument(
-        "--align", type=int, default=1, metavar="N", help="kept channels are multiples of N where a layer is wide enough"
+        "--align",
+        type=int,
+        metavar="N",
+        help="kept channels are multiples of N where a layer is wide enough (default: what --target asks for)",
+    )
+    group.add_argument(
+        "--target", choices=tuple(TARGETS), default="generic", help="where the model will run: sets --align to what pays there"
     )
     group.add_argument("--min-channels", type=int, default=1, metavar="N", help="what every group keeps at least")
     group.add_argument("--calibration", metavar="CALIB", help="made by `onnxprune calibrate`, instead of --data")

@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 
 import onnxprune
 from onnxprune.budget import KINDS
-from onnxprune.cli import calibrate, finetune, inspect, prune, report, sweep, verify
+from onnxprune.cli import bench, calibrate, finetune, inspect, prune, report, sweep, verify
 from onnxprune.cli.arguments import Parser, Run, general
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.report.words import visible
 
-FAMILIES = (prune, sweep, inspect, calibrate, verify, finetune, report)
+FAMILIES = (prune, sweep, inspect, calibrate, verify, finetune, bench, report)
 
 
 def _parser() -> Parser:

@@ -39,6 +39,9 @@ def _prune(parser: Parser) -> None:
     budget.add_argument("--params", type=float, metavar="F", help="fraction of the parameters to keep")
     budget.add_argument("--bytes", type=float, metavar="F", help="fraction of the file size to keep")
     budget.add_argument(
+        "--latency", type=float, metavar="F", help="fraction of the latency to keep, measured in ONNX Runtime on this machine"
+    )
+    budget.add_argument(
         "--eps", type=float, metavar="E", help="the smallest network with a sampling error of at most E per group"
     )
     budget.add_argument(
@@ -49,6 +52,8 @@ def _prune(parser: Parser) -> None:
     )
     parser.add_argument("--report", metavar="FILE.json", help="default: OUT.report.json")
     parser.add_argument("--save-plan", metavar="FILE.json", help="write the plan, for `onnxprune apply`")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads that --latency is measured with (default: all)")
+    parser.add_argument("--latency-batch", type=int, metavar="N", help="samples for one run that --latency is measured with")
     parser.add_argument("--finetune", type=int, metavar="EPOCHS", help="train the weights against the original's outputs")
     arguments.cut(parser)
     arguments.training(parser)
@@ -100,7 +105,8 @@ def _budget(args: argparse.Namespace) -> Budget:
     given = [(k, v) for k in KINDS if (v := getattr(args, k.replace("-", "_"))) is not None]
     if len(given) != 1:
         raise BudgetError(
-            "say how small: one of --macs, --params, --bytes, --eps, --max-drop", hint="--macs 0.5 keeps half of the MACs"
+            "say how small: one of --macs, --params, --bytes, --latency, --eps, --max-drop",
+            hint="--macs 0.5 keeps half of the MACs",
         )
     return Budget(*given[0])
 

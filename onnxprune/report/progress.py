@@ -26,6 +26,11 @@ STAGES = {
     "validate": "comparing outputs",
     "read": "reading samples",
     "finetune": "training",
+    "load": "reading models",
+    "memory": "measuring memory",
+    "time": "timing",
+    "costs": "timing layers",
+    "trials": "timing networks",
     "influence": "weighing layers",
 }
 SILENCE = 30.0  # seconds after which a log gets a line, however little was done

@@ -41,6 +41,7 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
     console.print(f"[bold]{escape(report['model'])}[/]  method {report['method']}, budget {budget['kind']} {budget['value']:g}")
     console.print(grid)
     for line in [
+        *latency_lines(report["latency"]),
         *map(escape, sentences.recovery(report["recovery"])),
         *training_lines(report["finetune"]),
         *validation_lines(report["validation"]),
@@ -52,6 +53,21 @@ def summary(console: Console, report: Mapping[str, Any], out: str | None) -> Non
         console.print(f"the smallest network with an error of at most {budget['value']:g} is the whole network")
     if out:
         console.print(f"written: [bold]{escape(out)}[/] ({sum(report['seconds'].values()):.1f} s)")
+
+
+def latency_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """What was asked of a budget of latency, predicted and measured, and on what."""
+    if found is None:
+        return
+    part, machine = found["measured"], found["machine"]
+    where = f"{machine['threads']} threads, {machine['providers'][0].removesuffix('ExecutionProvider')}"
+    took = f"{1e3 * found['seconds']['original']['median']:.3g} -> {1e3 * found['seconds']['pruned']['median']:.3g} ms"
+    yield (
+        f"latency: {took}, {part['median']:.3f} of the original's (quartiles {part['low']:.3f} - {part['high']:.3f} of "
+        f"{found['rounds']} rounds; asked {found['asked']:g}, predicted {found['predicted']:.3f}), {where}"
+    )
+    if not found["met"]:
+        yield "note: the latency is not within 5 % of what was asked; a quiet machine or other widths may allow it"
 
 
 def training_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
