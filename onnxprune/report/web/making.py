@@ -93,13 +93,18 @@ def _calibration(report: Mapping[str, Any]) -> str:
     return f"{told['samples'] or 'no'} samples, scores by {told['criterion']}"
 
 
+def typed(command: Sequence[Any]) -> Html:
+    """A command as a shell takes it, an option a line."""
+    words = [shlex.quote(str(word)) for word in command]
+    options = [i for i, w in enumerate(words) if w.startswith("-")] or [len(words)]
+    lines = [words[a:b] for a, b in pairwise([0, *options, len(words)]) if words[a:b]]
+    return Html(" \\\n    ".join(text(" ".join(line)) for line in lines))
+
+
 def _command(report: Mapping[str, Any]) -> Html:
-    """As it was typed, an option a line, or the call of the library that does the same."""
+    """As it was typed, or the call of the library that does the same."""
     if report.get("command"):
-        words = [shlex.quote(str(word)) for word in report["command"]]
-        options = [i for i, w in enumerate(words) if w.startswith("-")] or [len(words)]
-        lines = [words[a:b] for a, b in pairwise([0, *options, len(words)]) if words[a:b]]
-        return Html(" \\\n    ".join(text(" ".join(line)) for line in lines))
+        return typed(report["command"])
     given = [f"{k}={v!r}" for k, v in (report.get("options") or {}).items() if k in ("method", "recover", "seed", "align")]
     budget = {report["budget"]["kind"]: report["budget"]["value"]}
     return text(f"onnxprune.prune({report['model']!r}, data, budget={budget!r}, {', '.join(given)})")
