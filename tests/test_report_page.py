@@ -199,6 +199,19 @@ def test_certificate_parts_are_all_explained(made: Path) -> None:
     assert found.count("does not say") == 4
 
 
+@pytest.mark.parametrize("best", [0, 3])
+def test_a_training_on_top_is_told_of(made: Path, best: int) -> None:
+    """Whether the report is that of the pruning, with the training's, or of the training alone."""
+    whole = json.loads((made / "vgg8.onnx.report.json").read_text())
+    told = {"epochs": 5, "best": best, "metric": "agreement", "before": 0.5, "after": 0.75, "samples": 1000}
+    names = ("onnxprune", "model", "seed", "recover", "digests", "validation", "seconds")
+    for report in (whole, {k: whole[k] for k in names} | {"certificate": whole["certificate"]}):
+        page = closed(pages.html(MODELS / "vgg8.onnx", made / "vgg8.onnx", {**report, "finetune": told})).text
+        assert ("50 % before and 75 % after" in page) == (best > 0) and "1,000 samples" in page
+        assert "makes the same file again" not in page
+        assert ("This made the file that was then trained" in page) == (report is whole)
+
+
 def test_sweep_and_bench_are_shown_where_they_are_given(made: Path) -> None:
     with_both = closed((made / "vgg8.html").read_text(encoding="utf-8")).text
     without = closed((made / "resnet20.html").read_text(encoding="utf-8")).text

@@ -21,7 +21,7 @@ def bench(told: Mapping[str, Any]) -> Html:
             "tr",
             tag("th", _name(m["model"]), scope="row", class_="name"),
             tag("td", _time(m["latency"]["median"]), class_="n"),
-            tag("td", f"{first / m['latency']['median']:.2f}", class_="n"),
+            tag("td", f"{m.get('speedup') or first / m['latency']['median']:.2f}", class_="n"),
             tag("td", bar((longest, m["latency"]["median"]), longest, _time(m["latency"]["median"])), class_="wide"),
         )
         for m in told["models"]
