@@ -117,7 +117,8 @@ def bench() -> dict[str, Any]:
     models = [{"model": f"some/{m}.onnx", "latency": {"median": s, "low": s, "high": s}} for m, s in (("a", 2e-3), ("b", 9e-4))]
     changes = [{"kind": "Conv 3x3", "before": 2e-3, "after": 5e-4, "excess": 0, "why": ""}]
     changes.append({"kind": "Reorder", "before": 0.0, "after": 4e-4, "excess": 4e-4, "why": "moves <data>"})
-    profile = [{"model": "a"}, {"model": "b", "shortfall": changes}]
+    slow = [[{"node": n, "kind": "Conv", "seconds": s}] for n, s in (("conv1", 1e-3), ("conv1_nchwc", 3e-4))]
+    profile = [{"model": "a", "nodes": slow[0]}, {"model": "b", "shortfall": changes, "nodes": slow[1]}]
     return {"threads": 2, "providers": ["CPUExecutionProvider"], "batch": 1, "models": models, "profile": profile}
 
 
@@ -216,6 +217,7 @@ def test_sweep_and_bench_are_shown_where_they_are_given(made: Path) -> None:
     with_both = closed((made / "vgg8.html").read_text(encoding="utf-8")).text
     without = closed((made / "resnet20.html").read_text(encoding="utf-8")).text
     assert "vgg8-macs-0.5.onnx" in with_both and "moves <data>" in with_both and "0 µs → 400 µs" in with_both
+    assert "conv1 Conv" in with_both and "1 ms → 300 µs" in with_both
     assert "Size against quality" not in without and "latency" not in without
 
 
