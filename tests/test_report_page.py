@@ -200,6 +200,14 @@ def test_certificate_parts_are_all_explained(made: Path) -> None:
     assert found.count("does not say") == 4
 
 
+def test_cuts_that_are_not_exact_are_named(made: Path) -> None:
+    report = json.loads((made / "vgg8.onnx.report.json").read_text())
+    cut = [g for g in report["groups"] if g["removed"]]
+    cut[0] |= {"exact": False, "flaw": "it is rounded to 8 bits"}
+    found = closed(pages.html(MODELS / "vgg8.onnx", made / "vgg8.onnx", report)).text
+    assert f"not exact: it is rounded to 8 bits ({cut[0]['id']})" in found
+
+
 @pytest.mark.parametrize("best", [0, 3])
 def test_a_training_on_top_is_told_of(made: Path, best: int) -> None:
     """Whether the report is that of the pruning, with the training's, or of the training alone."""

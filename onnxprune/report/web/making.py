@@ -82,7 +82,7 @@ def making(facts: Facts) -> Html | None:
         *_again(report),
         tag("dl", *cells),
         tag("h3", "What was checked before it was written"),
-        tag("ul", *(tag("li", line) for line in _checks(report["validation"]))),
+        tag("ul", *(tag("li", line) for line in (*_checks(report["validation"]), *_flaws(report)))),
     )
 
 
@@ -121,6 +121,16 @@ def _checks(found: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"the cut equals the original with the same channels silenced, to {error:.1e} of the largest output"
     yield from found["notes"]
+
+
+def _flaws(report: Mapping[str, Any]) -> Iterator[str]:
+    """Cuts that the file's outputs do not follow exactly, by reason."""
+    found: dict[str, list[str]] = {}
+    for group in report.get("groups", ()):
+        if group["removed"] and not group["exact"]:
+            found.setdefault(str(group["flaw"]), []).append(group["id"])
+    for flaw, names in found.items():
+        yield f"not exact: {flaw} ({_some(names)})"
 
 
 def typed(command: Sequence[Any]) -> Html:
