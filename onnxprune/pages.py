@@ -81,14 +81,15 @@ def _facts(
     calibration: Saliency | None,
 ) -> Facts:
     scores = {} if report is None else spread(report)
-    criterion = None if report is None else report["calibration"]["criterion"]
-    if not scores and calibration is not None and report is not None:
-        scores, criterion = _scores(report, calibration), calibration.criterion
+    whole = report if report is not None and "groups" in report else None  # that of a training alone tells of no cut
+    criterion = None if whole is None else whole["calibration"]["criterion"]
+    if not scores and calibration is not None and whole is not None:
+        scores, criterion = _scores(whole, calibration), calibration.criterion
     return Facts(
         _file(before),
         _file(after),
         _layers(before, after),
-        _frozen(before, report),
+        _frozen(before, whole),
         report,
         certificate,
         sweep,

@@ -129,7 +129,8 @@ def verify(
     except ValidationError as error:
         raise ValidationError(error.message, hint="is it the pair, and the report, that one pruning wrote?") from None
     names = {"original": Path(original).name, "pruned": Path(pruned).name}
-    return {**names, "validation": found.to_json(), "certificate": told, "rechecked": lines}
+    measured = {**found.to_json(), "source": split.origin.source}
+    return {**names, "validation": measured, "certificate": told, "rechecked": lines}
 
 
 def told_by(pruned: onnx.ModelProto, report: Mapping[str, Any] | None, copy: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -441,7 +441,9 @@ def test_config_works_with_every_command(run: Run, config: Callable[[str], str])
     check_refusal(run(f"inspect m.onnx {config('help = true')}"), ("'help'", "not an option"))
 
 
-@pytest.mark.parametrize("command", ["", "prune", "inspect", "calibrate", "merge", "apply", "verify", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "prune", "inspect", "calibrate", "merge", "apply", "verify", "demo", "sweep", "report"]
+)
 def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*command.split(), "--help"])

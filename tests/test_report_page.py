@@ -117,7 +117,8 @@ def bench() -> dict[str, Any]:
     models = [{"model": f"some/{m}.onnx", "latency": {"median": s, "low": s, "high": s}} for m, s in (("a", 2e-3), ("b", 9e-4))]
     changes = [{"kind": "Conv 3x3", "before": 2e-3, "after": 5e-4, "excess": 0, "why": ""}]
     changes.append({"kind": "Reorder", "before": 0.0, "after": 4e-4, "excess": 4e-4, "why": "moves <data>"})
-    profile = [{"model": "a"}, {"model": "b", "shortfall": changes}]
+    slow = [[{"node": n, "kind": "Conv", "seconds": s}] for n, s in (("conv1", 1e-3), ("conv1_nchwc", 3e-4))]
+    profile = [{"model": "a", "nodes": slow[0]}, {"model": "b", "shortfall": changes, "nodes": slow[1]}]
     return {"threads": 2, "providers": ["CPUExecutionProvider"], "batch": 1, "models": models, "profile": profile}
 
 
@@ -199,10 +200,32 @@ def test_certificate_parts_are_all_explained(made: Path) -> None:
     assert found.count("does not say") == 4
 
 
+def test_cuts_that_are_not_exact_are_named(made: Path) -> None:
+    report = json.loads((made / "vgg8.onnx.report.json").read_text())
+    cut = [g for g in report["groups"] if g["removed"]]
+    cut[0] |= {"exact": False, "flaw": "it is rounded to 8 bits"}
+    found = closed(pages.html(MODELS / "vgg8.onnx", made / "vgg8.onnx", report)).text
+    assert f"not exact: it is rounded to 8 bits ({cut[0]['id']})" in found
+
+
+@pytest.mark.parametrize("best", [0, 3])
+def test_a_training_on_top_is_told_of(made: Path, best: int) -> None:
+    """Whether the report is that of the pruning, with the training's, or of the training alone."""
+    whole = json.loads((made / "vgg8.onnx.report.json").read_text())
+    told = {"epochs": 5, "best": best, "metric": "agreement", "before": 0.5, "after": 0.75, "samples": 1000}
+    names = ("onnxprune", "model", "seed", "recover", "digests", "validation", "seconds")
+    for report in (whole, {k: whole[k] for k in names} | {"certificate": whole["certificate"]}):
+        page = closed(pages.html(MODELS / "vgg8.onnx", made / "vgg8.onnx", {**report, "finetune": told})).text
+        assert ("50 % before and 75 % after" in page) == (best > 0) and "1,000 samples" in page
+        assert "makes the same file again" not in page
+        assert ("This made the file that was then trained" in page) == (report is whole)
+
+
 def test_sweep_and_bench_are_shown_where_they_are_given(made: Path) -> None:
     with_both = closed((made / "vgg8.html").read_text(encoding="utf-8")).text
     without = closed((made / "resnet20.html").read_text(encoding="utf-8")).text
     assert "vgg8-macs-0.5.onnx" in with_both and "moves <data>" in with_both and "0 µs → 400 µs" in with_both
+    assert "conv1 Conv" in with_both and "1 ms → 300 µs" in with_both
     assert "Size against quality" not in without and "latency" not in without
 
 

@@ -165,4 +165,6 @@ def _folded(table: Html, rows: int, title: str) -> Html:
 
 def spread(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """For every group with scores their quantiles, as the report has them."""
-    return {g["id"]: {**g["scores"], "size": g["size"], "left": len(g["kept"])} for g in report["groups"] if g.get("scores")}
+    return {
+        g["id"]: {**g["scores"], "size": g["size"], "left": len(g["kept"])} for g in report.get("groups", ()) if g.get("scores")
+    }

@@ -10,7 +10,7 @@ from onnxprune.report.web.bench import bench
 from onnxprune.report.web.certificate import certificate
 from onnxprune.report.web.facts import Facts
 from onnxprune.report.web.html import Html, document, tag
-from onnxprune.report.web.making import making, recovery
+from onnxprune.report.web.making import making, recovery, typed
 from onnxprune.report.web.network import frozen, network, scores
 from onnxprune.report.web.sweep import sweep
 from onnxprune.report.web.verdict import headline, numbers, top
@@ -38,7 +38,8 @@ def sweep_page(told: Mapping[str, Any]) -> str:
     """The page of a sweep."""
     many = len(told["points"])
     head = tag("header", tag("p", told["model"], class_="files"), tag("h1", f"{many} networks from one calibration"))
-    return document(f"{told['model']}: {many} networks", head, sweep(told), _footer())
+    how = tag("section", tag("h2", "How they were made"), tag("pre", typed(told["command"])))
+    return document(f"{told['model']}: {many} networks", head, sweep(told), how, _footer())
 
 
 def _footer() -> Html:
