@@ -4,7 +4,7 @@
     python tools/bench_calibration.py [--nets resnet20 ...] [--modes exact bound max] [--images 64] [--threads 2]
     python tools/bench_calibration.py --model resnet20=FILE.onnx --data cifar10-test.zip --mean 0.485 0.456 0.406 --std ...
     python tools/bench_calibration.py --whole 128 --nets resnet50     # one calibration from the file on, seconds
-    python tools/bench_calibration.py --stream 20000 --nets resnet20  # memory while the images go by
+    python tools/bench_calibration.py --stream 1000 10000 50000 --nets resnet20 --modes bound  # memory by number of images
 
 The networks have random weights unless --model names a file for one, the images are smoothed noise unless --data is given.
 Inference and calibration have the same batches, threads and provider and take turns; the medians of --repeats rounds
@@ -134,22 +134,48 @@ def peak(args: argparse.Namespace, net: str, work: str) -> dict[str, Any]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB}
 
 
-def stream(args: argparse.Namespace, net: str) -> None:
-    """Tells the resident memory ten times while many images are calibrated on."""
+class Generated(Images):
+    """Images of smoothed noise, each another one, made when they are asked for."""
+
+    def batch(self, indices: Any) -> dict[str, Any]:
+        _, channels, size, _ = self.x.shape
+        cells = [np.random.default_rng(int(i)).standard_normal((channels, 8, 8), np.float32) for i in indices]
+        times = -(-size // 8)
+        return {self.name: np.stack(cells).repeat(times, axis=2).repeat(times, axis=3)[:, :, :size, :size]}
+
+
+def streamed(args: argparse.Namespace, net: str, count: int) -> dict[str, Any]:
+    """Calibrates on `count` images, those of --data or generated ones, read when they are needed; peak memory and seconds."""
     from onnxprune.criteria import Sensitivity
+    from onnxprune.data import ImageOptions, open_data
     from onnxprune.passes.calibrate import calibrate
 
-    imported, data, batch = prepared(args, net, args.stream)
-    told = [0]
+    imported, few, batch = prepared(args, net, 1)
+    data: Any = Generated(few.name, few.x, count)
+    if args.data:
+        size = few.x.shape[2]
+        data = open_data(args.data, imported.specs, ImageOptions(size=(size, size), mean=tuple(args.mean), std=tuple(args.std)))
+    half: list[float] = []
 
     def tell(done: int, total: int) -> None:
-        if done >= (told[0] + 1) * total // 10:
-            told[0] += 1
-            peaks = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
-            print(f"| {done} | {resident():.0f} | {peaks:.0f} |", flush=True)
+        if not half and done >= total // 2:
+            half.append(resident())
 
-    print(f"{net}, batches of {batch}\n\n| images | resident MiB | peak MiB |\n| --- | --- | --- |")
-    calibrate(imported.groups, Sensitivity(), data, batch=batch, progress=tell)
+    clock, cpu = time.perf_counter(), time.process_time()
+    calibrate(imported.groups, Sensitivity(**MODES[args.modes[0]]), data, np.arange(count), batch=batch, progress=tell)
+    seconds = {"clock": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+    return {"peak": most, "half": half[0], "end": resident(), **seconds}
+
+
+def stream(args: argparse.Namespace, net: str) -> None:
+    """A table of the memory that processes need which calibrate on as many images as asked for."""
+    print(f"{net}, {args.modes[0]}, {args.data or 'generated images'}\n")
+    print("| images | resident half way, MiB | at the end | peak MiB | seconds | of the processor |\n" + "| --- " * 6 + "|")
+    for count in args.stream:
+        found = asked(args, net, f"stream{count}", args.threads, args.batch)
+        memory = " | ".join(f"{found[k]:.0f}" for k in ("half", "end", "peak"))
+        print(f"| {count} | {memory} | {found['clock']:.0f} | {found['cpu']:.0f} |", flush=True)
 
 
 def resident() -> float:
@@ -230,14 +256,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stream", type=int, metavar="N", help="calibrate on N images and tell the memory")
+    parser.add_argument("--stream", type=int, nargs="+", metavar="N", help="calibrate on N images each, and tell the memory")
     parser.add_argument("--whole", type=int, metavar="N", help="one calibration of N images, seconds")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["ONNXPRUNE_THREADS"] = str(args.threads)
     if args.one:
         net, work = args.one
-        print(json.dumps(speed(args, net) if work == "speed" else peak(args, net, work)))
+        if work.startswith("stream"):
+            print(json.dumps(streamed(args, net, int(work.removeprefix("stream")))))
+        else:
+            print(json.dumps(speed(args, net) if work == "speed" else peak(args, net, work)))
         return
     with tempfile.TemporaryDirectory() as folder:
         written(args, Path(folder))

@@ -146,7 +146,7 @@ def _rows(r: Any, order: Any, light: Any, count: int, least: int, out: Any) -> A
 
 @compiled(inline=True)
 def _raised(
-    u: int, q: int, b: int, best: float, tolerance: float, bar: int, power: int, here: Any, s: Any, spots: Any, octaves: Any,
+    u: int, q: int, b: int, best: float, tolerance: float, bar: int, power: Any, here: Any, s: Any, spots: Any, octaves: Any,
     z: Any, positive: int, floor: Any, height: Any, top: Any, terms: Any, order: Any, light: Any, count: Any,
     w: Any, filters: Any, factors: Any, r: Any, own: Any, live: Any, column: Any,
 ) -> Any:  # fmt: skip
