@@ -112,7 +112,7 @@ class FastShares:
     def __init__(self, together: bool = True, tolerance: float = 0.0, single: float = 0.0) -> None:
         """together: whether the terms of a unit in one patch add up (`sum`), or count one by one (`max`).
 
-        single: the tolerance where units have one term.
+        single: the tolerance in 1x1 and linear layers, and where units have one term.
         """
         from onnxprune.criteria import compiled, encode, jit  # compile at their first import, which takes seconds
 
@@ -260,7 +260,8 @@ class FastShares:
             columns = np.ascontiguousarray(floor[:, piece.samples]), weights.height, made.top, made.energy
             about = weights.terms, weights.order, weights.light, weights.count, weights.w, weights.filters, weights.factors
             places = (*part.geometry, piece.rows, *part.steps)
-            tolerance = self.single if weights.terms.shape[1] == 1 else self.tolerance
+            single = len(part.windows.shift) == 1 or weights.terms.shape[1] == 1
+            tolerance = self.single if single else self.tolerance
             self._compiled.raise_shares(
                 made.z, weights.positive, *columns, *about, part.x, part.scale, *places, mine, tolerance
             )

@@ -19,7 +19,7 @@ from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
 
 TOLERANCE = 0.25  # by which `bound` lets an evaluated share count for more, so that fewer have to be
-SINGLE = 0.08  # the same where units have a single term in every sum
+SINGLE = 0.08  # the same in 1x1 and linear layers, and where a unit is a single entry
 NOTICE = 1.0  # seconds of silence
 
 
@@ -38,8 +38,7 @@ class Sensitivity:
 
     reduce: `sum` takes the whole channel in a patch, as the theorem needs; `max` the largest single entry of it, as the
     authors' code does (then the theorem holds with k^2 times the sum of sensitivities). mode: `exact`, or `bound`, a number
-    that is never smaller, and at most 8 % larger where channels have a single term in every sum (1x1 and linear layers), 25 %
-    elsewhere; the theorem holds with it as well. providers: where another than the CPU is the first, it evaluates all
+    that is never smaller, and at most 8 % larger in 1x1 and linear layers, 25 % elsewhere; the theorem holds with it as well. providers: where another than the CPU is the first, it evaluates all
     shares, exactly in either mode.
     """
 
