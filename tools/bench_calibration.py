@@ -4,6 +4,7 @@
     python tools/bench_calibration.py [--nets resnet20 ...] [--modes exact bound max] [--images 64] [--threads 2]
     python tools/bench_calibration.py --model resnet20=FILE.onnx --data cifar10-test.zip --mean 0.485 0.456 0.406 --std ...
     python tools/bench_calibration.py --whole 128 --nets resnet50     # one calibration from the file on, seconds
+    python tools/bench_calibration.py --rest 32 --nets resnet50       # the rest of prune, with 32 validation images
     python tools/bench_calibration.py --stream 1000 10000 50000 --nets resnet20 --modes bound  # memory by number of images
 
 The networks have random weights unless --model names a file for one, the images are smoothed noise unless --data is given.
@@ -201,6 +202,34 @@ def whole(args: argparse.Namespace, net: str) -> None:
         print(f"{net}, {args.whole} images, {args.threads} threads: {seconds:.1f} s, {cpu:.1f} s of processors, {most:.0f} MiB")
 
 
+def rest(args: argparse.Namespace, net: str) -> None:
+    """Seconds of every stage of `onnxprune prune --recover none` but the calibration, with --rest validation images."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        from onnxprune.imported import load
+
+        (spec,) = load(path_of(args, net)).specs
+        every = images(spec, args, args.rest + 8)
+        np.save(folder / "few.npy", every[:8])
+        np.save(folder / "held.npy", every[8:])
+        start = [sys.executable, "-m", "onnxprune"]
+        model = str(Path(path_of(args, net)).resolve())
+        calibrate = [*start, "calibrate", model, "--data", "few.npy", "--samples", "8", "-o", "c", "-q"]
+        subprocess.run(calibrate, cwd=folder, check=True)
+        options = ["--macs", "0.5", "--recover", "none", "--validation", "held.npy", "--report", "r.json", "-q"]
+        before, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(
+            [*start, "prune", model, "--calibration", "c", "--method", "pfp", *options, "-o", "o.onnx"], cwd=folder, check=True
+        )
+        clock, after = time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        stages = {k: v for k, v in json.loads((folder / "r.json").read_text())["seconds"].items() if k != "calibrate"}
+        print("| network | " + " | ".join(stages) + " | together | the whole command | of the processor |")
+        print("| --- " * (len(stages) + 4) + "|")
+        numbers = [*stages.values(), sum(stages.values()), clock, cpu]
+        print(f"| {net} | " + " | ".join(f"{v:.1f}" for v in numbers) + " |", flush=True)
+
+
 def compiling() -> list[list[float]]:
     """Seconds, by the clock and of the processor, that importing the kernels takes with an empty cache, and with a full one."""
     with tempfile.TemporaryDirectory() as cache:
@@ -258,6 +287,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stream", type=int, nargs="+", metavar="N", help="calibrate on N images each, and tell the memory")
     parser.add_argument("--whole", type=int, metavar="N", help="one calibration of N images, seconds")
+    parser.add_argument(
+        "--rest", type=int, metavar="N", help="all of prune but the calibration, with N validation images, seconds"
+    )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["ONNXPRUNE_THREADS"] = str(args.threads)
@@ -270,9 +302,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         written(args, Path(folder))
-        if args.stream or args.whole:
+        if work := stream if args.stream else whole if args.whole else rest if args.rest else None:
             for net in args.nets:
-                (stream if args.stream else whole)(args, net)
+                work(args, net)
         else:
             table(args)
 
