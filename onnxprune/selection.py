@@ -119,6 +119,7 @@ class Selector:
         self.seed = seed
         self.rescalable = rescalable or {}
         self._streams: dict[tuple[str, int], theory.DrawStream] = {}
+        self._chosen: dict[tuple[str, int, int], Choice] = {}
 
     def samples(self, group: ChannelGroup) -> bool:
         """Whether this group's channels are drawn; the others are chosen deterministically."""
@@ -132,9 +133,18 @@ class Selector:
         live = int(np.count_nonzero(p)) if s.any() else 0
         n = int(np.ceil(theory.expected_distinct(p, min(m, 2**40)))) if live and m else 1
         n = self.widths.fit(n, group)
+        key = (group.id, n, m if self.method == "pfp-random" else 0)  # a search comes by the same widths again and again
+        if key not in self._chosen:
+            self._chosen[key] = self._choice(group, n, m, live)
+        return self._chosen[key]
+
+    def _choice(self, group: ChannelGroup, n: int, m: int, live: int) -> Choice:
+        """n channels, or as many as m draws hit; live: how many have a probability."""
+        s = self.scores[group.id]
         if n >= group.size or not self.samples(group):
             return self.top(group, n)
         if self.method == "pfp-random":
+            p = theory.probabilities(s)
             # Alignment moved n: the number of draws follows it, so that n distinct channels are expected.
             free = self.widths.align == 1 and n > self.widths.minimum and group.id not in self.widths.ladders
             m = m if free else theory.draws_for_distinct(p, min(n, live))

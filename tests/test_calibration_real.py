@@ -17,7 +17,7 @@ from onnxprune import runtime
 from onnxprune.contraction import consumers, units, weight_values
 from onnxprune.control import expose
 from onnxprune.criteria import Sensitivity
-from onnxprune.criteria.pfp import TOLERANCE
+from onnxprune.criteria.pfp import SINGLE, TOLERANCE
 from onnxprune.data import Samples, open_data
 from onnxprune.imported import Imported, load
 from onnxprune.passes.calibrate import calibrate
@@ -74,7 +74,7 @@ def check_layers(imported: Imported, feeds: dict[str, Array]) -> int:
     count = 0
     for layer, x, w in activations(imported, feeds):
         want = defined(imported, layer, x, w)
-        for mode, above in (("exact", 1e-5), ("bound", 0.01 if w[0, 0].size == 1 else TOLERANCE + 1e-5)):
+        for mode, above in (("exact", 1e-5), ("bound", (SINGLE if w[0, 0].size == 1 else TOLERANCE) + 1e-5)):
             found = Sensitivity(mode=mode).observe(imported.groups, layer, x, w)  # type: ignore[arg-type]
             for score, unit in zip(found, units(imported.groups, layer), strict=True):
                 assert unit.positions.shape[1] == 1

@@ -4,7 +4,8 @@
     python tools/bench_calibration.py [--nets resnet20 ...] [--modes exact bound max] [--images 64] [--threads 2]
     python tools/bench_calibration.py --model resnet20=FILE.onnx --data cifar10-test.zip --mean 0.485 0.456 0.406 --std ...
     python tools/bench_calibration.py --whole 128 --nets resnet50     # one calibration from the file on, seconds
-    python tools/bench_calibration.py --stream 20000 --nets resnet20  # memory while the images go by
+    python tools/bench_calibration.py --rest 32 --nets resnet50       # the rest of prune, with 32 validation images
+    python tools/bench_calibration.py --stream 1000 10000 50000 --nets resnet20 --modes bound  # memory by number of images
 
 The networks have random weights unless --model names a file for one, the images are smoothed noise unless --data is given.
 Inference and calibration have the same batches, threads and provider and take turns; the medians of --repeats rounds
@@ -134,22 +135,48 @@ def peak(args: argparse.Namespace, net: str, work: str) -> dict[str, Any]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB}
 
 
-def stream(args: argparse.Namespace, net: str) -> None:
-    """Tells the resident memory ten times while many images are calibrated on."""
+class Generated(Images):
+    """Images of smoothed noise, each another one, made when they are asked for."""
+
+    def batch(self, indices: Any) -> dict[str, Any]:
+        _, channels, size, _ = self.x.shape
+        cells = [np.random.default_rng(int(i)).standard_normal((channels, 8, 8), np.float32) for i in indices]
+        times = -(-size // 8)
+        return {self.name: np.stack(cells).repeat(times, axis=2).repeat(times, axis=3)[:, :, :size, :size]}
+
+
+def streamed(args: argparse.Namespace, net: str, count: int) -> dict[str, Any]:
+    """Calibrates on `count` images, those of --data or generated ones, read when they are needed; peak memory and seconds."""
     from onnxprune.criteria import Sensitivity
+    from onnxprune.data import ImageOptions, open_data
     from onnxprune.passes.calibrate import calibrate
 
-    imported, data, batch = prepared(args, net, args.stream)
-    told = [0]
+    imported, few, batch = prepared(args, net, 1)
+    data: Any = Generated(few.name, few.x, count)
+    if args.data:
+        size = few.x.shape[2]
+        data = open_data(args.data, imported.specs, ImageOptions(size=(size, size), mean=tuple(args.mean), std=tuple(args.std)))
+    half: list[float] = []
 
     def tell(done: int, total: int) -> None:
-        if done >= (told[0] + 1) * total // 10:
-            told[0] += 1
-            peaks = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
-            print(f"| {done} | {resident():.0f} | {peaks:.0f} |", flush=True)
+        if not half and done >= total // 2:
+            half.append(resident())
 
-    print(f"{net}, batches of {batch}\n\n| images | resident MiB | peak MiB |\n| --- | --- | --- |")
-    calibrate(imported.groups, Sensitivity(), data, batch=batch, progress=tell)
+    clock, cpu = time.perf_counter(), time.process_time()
+    calibrate(imported.groups, Sensitivity(**MODES[args.modes[0]]), data, np.arange(count), batch=batch, progress=tell)
+    seconds = {"clock": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+    return {"peak": most, "half": half[0], "end": resident(), **seconds}
+
+
+def stream(args: argparse.Namespace, net: str) -> None:
+    """A table of the memory that processes need which calibrate on as many images as asked for."""
+    print(f"{net}, {args.modes[0]}, {args.data or 'generated images'}\n")
+    print("| images | resident half way, MiB | at the end | peak MiB | seconds | of the processor |\n" + "| --- " * 6 + "|")
+    for count in args.stream:
+        found = asked(args, net, f"stream{count}", args.threads, args.batch)
+        memory = " | ".join(f"{found[k]:.0f}" for k in ("half", "end", "peak"))
+        print(f"| {count} | {memory} | {found['clock']:.0f} | {found['cpu']:.0f} |", flush=True)
 
 
 def resident() -> float:
@@ -173,6 +200,34 @@ def whole(args: argparse.Namespace, net: str) -> None:
         cpu, most = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / MIB
         seconds = time.perf_counter() - start
         print(f"{net}, {args.whole} images, {args.threads} threads: {seconds:.1f} s, {cpu:.1f} s of processors, {most:.0f} MiB")
+
+
+def rest(args: argparse.Namespace, net: str) -> None:
+    """Seconds of every stage of `onnxprune prune --recover none` but the calibration, with --rest validation images."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        from onnxprune.imported import load
+
+        (spec,) = load(path_of(args, net)).specs
+        every = images(spec, args, args.rest + 8)
+        np.save(folder / "few.npy", every[:8])
+        np.save(folder / "held.npy", every[8:])
+        start = [sys.executable, "-m", "onnxprune"]
+        model = str(Path(path_of(args, net)).resolve())
+        calibrate = [*start, "calibrate", model, "--data", "few.npy", "--samples", "8", "-o", "c", "-q"]
+        subprocess.run(calibrate, cwd=folder, check=True)
+        options = ["--macs", "0.5", "--recover", "none", "--validation", "held.npy", "--report", "r.json", "-q"]
+        before, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(
+            [*start, "prune", model, "--calibration", "c", "--method", "pfp", *options, "-o", "o.onnx"], cwd=folder, check=True
+        )
+        clock, after = time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        stages = {k: v for k, v in json.loads((folder / "r.json").read_text())["seconds"].items() if k != "calibrate"}
+        print("| network | " + " | ".join(stages) + " | together | the whole command | of the processor |")
+        print("| --- " * (len(stages) + 4) + "|")
+        numbers = [*stages.values(), sum(stages.values()), clock, cpu]
+        print(f"| {net} | " + " | ".join(f"{v:.1f}" for v in numbers) + " |", flush=True)
 
 
 def compiling() -> list[list[float]]:
@@ -230,20 +285,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stream", type=int, metavar="N", help="calibrate on N images and tell the memory")
+    parser.add_argument("--stream", type=int, nargs="+", metavar="N", help="calibrate on N images each, and tell the memory")
     parser.add_argument("--whole", type=int, metavar="N", help="one calibration of N images, seconds")
+    parser.add_argument(
+        "--rest", type=int, metavar="N", help="all of prune but the calibration, with N validation images, seconds"
+    )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["ONNXPRUNE_THREADS"] = str(args.threads)
     if args.one:
         net, work = args.one
-        print(json.dumps(speed(args, net) if work == "speed" else peak(args, net, work)))
+        if work.startswith("stream"):
+            print(json.dumps(streamed(args, net, int(work.removeprefix("stream")))))
+        else:
+            print(json.dumps(speed(args, net) if work == "speed" else peak(args, net, work)))
         return
     with tempfile.TemporaryDirectory() as folder:
         written(args, Path(folder))
-        if args.stream or args.whole:
+        if work := stream if args.stream else whole if args.whole else rest if args.rest else None:
             for net in args.nets:
-                (stream if args.stream else whole)(args, net)
+                work(args, net)
         else:
             table(args)
 

@@ -1,9 +1,10 @@
-"""Sensitivities at a small multiple of the price of inference: blocked matrix products and compiled loops on the processor.
+"""Sensitivities at a small multiple of the price of inference: products of small integers and compiled loops on the processor.
 
-A layer's patches are unfolded into the columns of a matrix, some thousand at a time; ONNX Runtime multiplies it with the
-positive parts of the weights and of the negated weights at once, which gives all denominators; the compiled kernel then finds
-every unit's largest share. Such pieces are spread over threads and small enough for the cache, so memory hardly grows. How
-they are cut depends on shapes alone, so that the result does not depend on the number of threads.
+A layer's patches are unfolded into the columns of a matrix of 8-bit integers, some thousand at a time; ONNX Runtime multiplies
+it with the positive parts of the weights and of the negated weights at once, rounded down to 8 bits too, which gives lower
+bounds of all denominators; the compiled kernel then finds every unit's largest share. Such pieces are spread over threads
+and small enough for the cache, so memory hardly grows. How they are cut depends on shapes alone, so that the result does not
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cached_property, partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnxprune import runtime
 from onnxprune.channels import Index
@@ -30,7 +31,7 @@ FEWEST = 256
 MOST = 4096
 HELD = 1 << 20  # elements of patches and products of the samples that are handled together, unless one has more
 WEIGHTS = 1 << 24  # elements of split weights at a time
-KEPT = 1 << 21  # elements of split weights that stay for the next batch
+KEPT = 48 << 20  # bytes of split weights that stay for the next batch
 FAR = 20  # octaves that the largest activation of a sample may be from 1 without being brought there
 A = TypeVar("A")
 B = TypeVar("B")
@@ -40,37 +41,48 @@ Map: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """What the kernel needs to know of some filters.
+    """What the kernel needs to know of some filters w [O, K].
 
-    w: [C, R], the positive parts of both signs, scaled; the first `positive` rows are of positive weights. The rest: `norms`.
+    small: [R, K] uint8, row r the positive part of factors[r] * w[filters[r]]; the first `positive` are positive weights.
+    height: [R], what one unit of a product of integers stands for, but for the column's. The rest: `norms`.
     """
 
     w: Array
+    filters: Array
+    factors: Array
+    small: Array
+    height: Array
     positive: int
     terms: Array
+    rest: Array
     order: Array
     light: Array
     count: Array
-    top: Array
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.small, self.order, self.light))
 
 
 @dataclass(frozen=True, eq=False)
 class _Input:
     """One sign part of a layer's input: x [n, C, space], of which the positive part of scale * x counts.
 
-    live: [n], whether a sample has any; signed: whether x has numbers of the other sign, too.
+    live: [n], whether a sample has any.
     """
 
     x: Array
     windows: Windows
     scale: Array
     live: Array
-    signed: bool
 
-    @cached_property
-    def direct(self) -> bool:
-        """Whether the matrix of a sample's patches is the sample as it stands."""
-        return self.windows.plain and not self.signed and bool((self.scale == 1).all())
+    @property
+    def geometry(self) -> tuple[Any, Any, Any]:
+        return self.windows.base, self.windows.shift, self.windows.inside
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        return self.windows.strides[-1], self.windows.space[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,31 +95,43 @@ class _Piece:
     starts: Array  # their first columns
 
 
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A piece's products of integers z [R, Q], peaks [2, samples]; its top [Q] and energy [U, Q], see `encode`."""
+
+    piece: _Piece
+    z: Array
+    top: Array
+    energy: Array
+    peaks: Array
+
+
 class FastShares:
     """Largest shares of a layer's units, exact (tolerance 0) or at most 1 + tolerance times too large, never too small."""
 
-    def __init__(self, together: bool = True, tolerance: float = 0.0) -> None:
-        """together: whether the terms of a unit in one patch add up (`sum`), or count one by one (`max`)."""
-        from onnxprune.criteria import compiled  # compiles at its first import, which takes seconds
+    def __init__(self, together: bool = True, tolerance: float = 0.0, single: float = 0.0) -> None:
+        """together: whether the terms of a unit in one patch add up (`sum`), or count one by one (`max`).
 
-        self.kernel = compiled
-        self.together, self.tolerance = together, tolerance
+        single: the tolerance in 1x1 and linear layers, and where units have one term.
+        """
+        from onnxprune.criteria import compiled, encode, jit  # compile at their first import, which takes seconds
+
+        self._compiled, self._encode, self._jit = compiled, encode, jit
+        self.together, self.tolerance, self.single = together, tolerance, single
         self.threads = max(1, runtime.default_threads())
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        self._session: Any = None
-        self._kept: dict[Any, tuple[Array, _Weights]] = {}
+        self._kept: dict[Any, tuple[Any, _Weights]] = {}
         self._held = 0
         self._cuts: dict[Any, list[_Piece]] = {}  # by what they depend on, where all samples are live
 
     def largest(self, c: Contraction, units: Index, known: Array, key: tuple[Any, ...] | None = None) -> tuple[Array, int]:
         """(the larger of `known` and the largest share of every unit [U] float64; live sign parts).
 
-        units: [U, m] positions within the contraction's own channel axis. key: an array that determines the weight together
-        with the rest of the key, where other calls may have the same.
+        units: [U, m] positions within the contraction's own channel axis. key: an object that determines the weight
+        and the units together with the rest of the key, where other calls may have the same.
         """
         x, w, windows = convolution(c)
-        taps = int(np.prod(windows.taps))
-        terms = entries(units, taps, self.together)
+        terms = entries(units, int(np.prod(windows.taps)), self.together)
         times = len(terms) // len(units)
         best = np.repeat(known.astype(np.float64), times)
         flat = np.ascontiguousarray(w.reshape(len(w), -1), np.float32)
@@ -133,31 +157,35 @@ class FastShares:
         made = self._split(w, terms)
         if name in self._kept:  # of another model
             self._kept, self._held = {}, 0
-        size = made.w.size + made.order.size
-        if self._held + size <= KEPT:
-            self._kept[name], self._held = (source, made), self._held + size
+        if self._held + made.nbytes <= KEPT:
+            self._kept[name], self._held = (source, made), self._held + made.nbytes
         return made
 
     def _split(self, w: Array, terms: Array) -> _Weights:
         signs = [(s, np.flatnonzero((s * w > 0).any(axis=1))) for s in (1, -1)]
         filters = np.concatenate([rows for _, rows in signs])
         factors = np.concatenate([np.full(len(rows), s * _towards_one((s * w).max()), np.float32) for s, rows in signs])
-        channels, count = w.shape[1], len(terms)
-        split = np.empty((channels, len(filters)), np.float32)
-        self._spread(channels, 64, lambda a, b: self.kernel.split(w, filters, factors, split, a, b))
+        limit, unroll = self._jit.LEVELS, self._jit.UNROLL
+        levels = np.float32(min(limit, (2**31 - 1) // (limit * w.shape[1])))  # so that sums fit 32 bits
+        small, top = np.empty((len(filters), w.shape[1]), np.uint8), np.empty(len(filters), np.float32)
+        self._spread(len(filters), 64, lambda a, b: self._encode.split(w, filters, factors, levels, small, top, a, b))
+        count = len(terms)
         most = len(w) if terms.shape[1] == 1 else len(filters)  # a weight has one sign, several together have both
-        room = (max(1, most) // self.kernel.UNROLL + 2) * self.kernel.UNROLL
+        room = (max(1, most) // unroll + 2) * unroll
         order, light = np.empty((count, room), np.int32), np.empty((count, room), np.int16)
-        live, top = np.empty(count, np.int32), np.empty(count, np.float32)
-        self._spread(count, 64, lambda a, b: self.kernel.norms(split, terms, order, light, live, top, a, b))
-        return _Weights(split, len(signs[0][1]), terms, order, light, live, top)
+        live = np.empty(count, np.int32)
+        columns, unit = np.ascontiguousarray(w.T), (factors * (levels / top)).astype(np.float32)
+        self._spread(count, 64, lambda a, b: self._encode.norms(columns, filters, unit, terms, order, light, live, a, b))
+        rest = np.setdiff1d(np.arange(w.shape[1], dtype=np.int32), terms)
+        height = (top / levels / np.float32(limit)).astype(np.float32)
+        return _Weights(w, filters, factors, small, height, len(signs[0][1]), terms, rest, order, light, live)
 
     # ---- products
 
     def _pieces(self, part: _Input) -> list[_Piece]:
         if not part.live.all():
             return _pieces(part)
-        key = (part.windows.out, len(part.x), part.x.shape[1] * len(part.windows.shift), part.direct)
+        key = (part.windows.out, len(part.x), part.x.shape[1] * len(part.windows.shift))
         if key not in self._cuts:
             self._cuts[key] = _pieces(part)
         return self._cuts[key]
@@ -165,35 +193,35 @@ class FastShares:
     def _limits(self, part: _Input, w: Array, terms: Array, blocks: list[slice]) -> Array:
         """The largest product of each sign and sample [2, n] over all filters, where they do not fit memory at once."""
         found = np.zeros((2, len(part.x)), np.float32)
+        most = self._most(part)
         for block in blocks:
-            weights = self._split(w[block], terms[:0])
-            look = partial(self._multiplied, part=part, weights=weights)
-            for piece, _, _, peaks in self._map(look, self._pieces(part)):
-                found[:, piece.different] = np.maximum(found[:, piece.different], peaks)
+            look = partial(self._multiplied, part=part, most=most, weights=self._split(w[block], terms[:0]))
+            for made in self._map(look, self._pieces(part)):
+                here = made.piece.different
+                found[:, here] = np.maximum(found[:, here], made.peaks)
         return found
 
-    def _multiplied(self, piece: _Piece, part: _Input, weights: _Weights) -> tuple[_Piece, Array, Array, Array]:
-        """(the piece, its columns x [C, Q], all products z [R, Q], the largest of each sign and sample [2, samples])."""
-        x = self._matrix(piece, part)
-        z = self._product(x, weights)
-        return piece, x, z, _peaks(piece, z, weights.positive)
-
-    def _matrix(self, piece: _Piece, part: _Input) -> Array:
-        """The unfolded patches of a piece, [C, Q]."""
-        windows = part.windows
-        if part.direct and len(piece.samples) == windows.patches and len(piece.different) == 1:
-            return np.ascontiguousarray(part.x[piece.different[0]])
-        channels = part.x.shape[1] * len(windows.shift)
-        out = np.empty((channels, len(piece.rows) * windows.width), np.float32)
-        geometry = (windows.base, windows.shift, windows.inside, piece.rows, windows.strides[-1], windows.space[-1])
-        self.kernel.unfold(part.x, part.scale, *geometry, out)
+    def _most(self, part: _Input) -> Array:
+        out = np.empty((len(part.x), 1, part.x.shape[2]), np.float32)
+        self._encode.largest_channel(part.x, part.scale, out)
         return out
 
-    def _product(self, x: Array, weights: _Weights) -> Array:
-        if self._session is None:
-            node = helper.make_node("Gemm", ["w", "x"], ["z"], transA=1)
-            self._session = build_session([node], ["w", "x"], ["z"], {}, None, threads=1)
-        return np.asarray(runtime.run(self._session, {"w": weights.w, "x": x})[0])
+    def _multiplied(self, piece: _Piece, part: _Input, most: Array, weights: _Weights) -> _Product:
+        columns, terms = len(piece.samples), weights.terms
+        small, top = np.empty((weights.w.shape[1], columns), np.int8), np.empty(columns, np.float32)
+        energy = np.empty((len(terms), columns), np.int16)
+        places = (*part.geometry, piece.rows, *part.steps)
+        self._encode.encode(part.x, part.scale, most, *places, terms, weights.rest, top, small, energy)
+        z = np.asarray(runtime.run(self._session, {"w": weights.small, "x": small})[0])
+        peaks = np.empty((2, len(piece.different)), np.float32)
+        self._compiled.measure(z, weights.positive, weights.height, top, piece.starts, peaks)
+        return _Product(piece, z, top, energy, peaks)
+
+    @cached_property
+    def _session(self) -> Any:
+        node = helper.make_node("MatMulInteger", ["w", "x"], ["z"])
+        kinds = {"w": TensorProto.UINT8, "x": TensorProto.INT8, "z": TensorProto.INT32}
+        return build_session([node], ["w", "x"], ["z"], {}, None, threads=1, kinds=kinds)
 
     # ---- shares
 
@@ -202,13 +230,13 @@ class FastShares:
 
         The first group raises the bar for the others. They are handed to threads, or their pieces where they are too few.
         """
-        size = part.windows.patches * (weights.w.shape[1] + len(weights.w))
+        size = part.windows.patches * (weights.w.shape[1] + len(weights.filters))
         together = max(1, HELD // size)
         groups = [slice(a, a + together) for a in range(0, len(part.x), together)]
         spread = len(groups) > 2 * self.threads
 
         def score(here: slice, start: Array, each: Map) -> Array:
-            group = _Input(part.x[here], part.windows, part.scale[here], part.live[here], part.signed)
+            group = _Input(part.x[here], part.windows, part.scale[here], part.live[here])
             return self._group(group, weights, start, None if limits is None else limits[:, here], each)
 
         best[:] = score(groups[0], best, self._map)
@@ -218,19 +246,25 @@ class FastShares:
             np.maximum(best, found, out=best)
 
     def _group(self, part: _Input, weights: _Weights, known: Array, limits: Array | None, each: Map) -> Array:
-        found = list(each(partial(self._multiplied, part=part, weights=weights), self._pieces(part)))
+        look = partial(self._multiplied, part=part, most=self._most(part), weights=weights)
+        found = list(each(look, self._pieces(part)))
         peaks = np.zeros((2, len(part.x)), np.float32) if limits is None else limits
         if limits is None:
-            for piece, _, _, top in found:
-                peaks[:, piece.different] = np.maximum(peaks[:, piece.different], top)
-        floor, scale = _floors(peaks)
+            for made in found:
+                here = made.piece.different
+                peaks[:, here] = np.maximum(peaks[:, here], made.peaks)
+        floor = np.maximum(np.float32(TINY) * peaks, np.float32(LEAST))
 
-        def score(work: tuple[_Piece, Array, Array, Array]) -> Array:
-            piece, x, z, _ = work
-            mine = known.copy()
-            about = (weights.terms, weights.order, weights.light, weights.count, weights.top, weights.w)
-            columns = np.ascontiguousarray(floor[:, piece.samples]), scale[piece.samples]
-            self.kernel.raise_shares(x, z, weights.positive, *columns, *about, mine, self.tolerance)
+        def score(made: _Product) -> Array:
+            mine, piece = known.copy(), made.piece
+            columns = np.ascontiguousarray(floor[:, piece.samples]), weights.height, made.top, made.energy
+            about = weights.terms, weights.order, weights.light, weights.count, weights.w, weights.filters, weights.factors
+            places = (*part.geometry, piece.rows, *part.steps)
+            single = len(part.windows.shift) == 1 or weights.terms.shape[1] == 1
+            tolerance = self.single if single else self.tolerance
+            self._compiled.raise_shares(
+                made.z, weights.positive, *columns, *about, part.x, part.scale, *places, mine, tolerance
+            )
             return mine
 
         return np.asarray(np.max([known, *each(score, found)], axis=0))
@@ -253,7 +287,7 @@ def _sign_parts(x: Array, windows: Windows) -> Iterator[_Input]:
             _, exponent = np.frexp(peak)
             exponent = np.where(np.abs(exponent) > FAR, np.clip(exponent, -126, 126), 0)
             scale = np.float32(sign) * np.exp2(-exponent.astype(np.float32))
-            yield _Input(np.ascontiguousarray(x, np.float32), windows, scale, peak > 0, bool(most.any() and least.any()))
+            yield _Input(np.ascontiguousarray(x, np.float32), windows, scale, peak > 0)
 
 
 def _towards_one(peak: Any) -> float:
@@ -268,28 +302,11 @@ def _pieces(part: _Input) -> list[_Piece]:
     every = np.stack([np.repeat(np.arange(n), rows), np.tile(np.arange(rows), n)], axis=1)
     if not part.live.all():
         every = every[part.live[every[:, 0]]]
-    if part.direct and windows.patches >= FEWEST:
-        step = rows
-    else:
-        columns = np.clip(PIECE // (part.x.shape[1] * len(windows.shift)), FEWEST, MOST)
-        step = max(1, int(columns) // windows.width)
+    columns = np.clip(PIECE // (part.x.shape[1] * len(windows.shift)), FEWEST, MOST)
+    step = max(1, int(columns) // windows.width)
     return [_piece(every[a : a + step], windows.width) for a in range(0, len(every), step)]
 
 
 def _piece(rows: Array, width: int) -> _Piece:
     different, first = np.unique(rows[:, 0], return_index=True)
     return _Piece(np.ascontiguousarray(rows), np.repeat(rows[:, 0], width), different, first * width)
-
-
-def _peaks(piece: _Piece, z: Array, positive: int) -> Array:
-    if len(piece.different) == 1:
-        return np.array([[z[:positive].max(initial=0)], [z[positive:].max(initial=0)]])
-    each = [rows.max(axis=0, initial=0) for rows in (z[:positive], z[positive:])]
-    return np.stack([np.maximum.reduceat(e, piece.starts) for e in each])
-
-
-def _floors(peaks: Array) -> tuple[Array, Array]:
-    """(what a denominator must exceed [2, n], the logarithm of a number that none exceeds by much [n]); peaks [2, n]."""
-    floor = np.maximum(np.float32(TINY) * peaks, np.float32(LEAST))
-    near = np.where(peaks > LEAST, floor / TINY, np.inf).min(axis=0)
-    return floor, np.log2(np.where(np.isfinite(near), near, 1)).astype(np.float32)

@@ -53,14 +53,15 @@ def build_session(
     constants: Mapping[str, Any],
     providers: list[str] | None,
     threads: int | None = None,
+    kinds: Mapping[str, int] | None = None,
 ) -> Any:
-    """A session for a small float32 graph; `constants` become its initializers."""
-    used = {x for n in nodes for x in n.input}
+    """A session for a small graph; `constants` become its initializers. kinds: of inputs and outputs that are not float32."""
+    used, types = {x for n in nodes for x in n.input}, kinds or {}
     graph = helper.make_graph(
         nodes,
         "shares",
-        [helper.make_tensor_value_info(i, TensorProto.FLOAT, None) for i in inputs],
-        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
+        [helper.make_tensor_value_info(i, types.get(i, TensorProto.FLOAT), None) for i in inputs],
+        [helper.make_tensor_value_info(o, types.get(o, TensorProto.FLOAT), None) for o in outputs],
         [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items() if n in used],
     )
     return runtime.session(helper.make_model(graph, opset_imports=[_OPSET], ir_version=8), providers=providers, threads=threads)
