@@ -22,7 +22,7 @@ LAYERS = [
     {"runtime", "symbolic", "data"},
     {"rules", "arithmetic", "edit", "merged", "origins", "poles", "roles", "rounding", "silence"},
     {"groups"},
-    {"analysis", "contraction", "saliency", "budget"},
+    {"analysis", "contraction", "influence", "saliency", "budget"},
     {"criteria", "selection"},
     {"recovery"},
     {"certificate", "elimination"},
