@@ -90,12 +90,15 @@ class _Independent:
 
 
 class _Consumer:
-    """The linear maps of one consumer (a grouped convolution has several); its errors are relative to its output's energy."""
+    """The linear maps of one consumer (a grouped convolution has several).
 
-    def __init__(self, problems: Sequence[Problem], count: int) -> None:
+    Its errors are relative to its output's energy, and count as much as they move the model's outputs.
+    """
+
+    def __init__(self, problems: Sequence[Problem], influence: float, count: int) -> None:
         self.parts = [(_Coupled if p.adapts else _Independent)(p, count) for p in problems]
         energy = sum(p.energy for p in problems)
-        self.weight = 1 / energy if energy > 0 else 0.0
+        self.weight = influence**2 / energy if energy > 0 else 0.0
 
     def costs(self, units: Index) -> Array:
         return np.asarray(self.weight * np.sum([p.costs(units) for p in self.parts], axis=0))
@@ -105,13 +108,14 @@ class _Consumer:
             part.drop(unit)
 
 
-def eliminate(consumers: Sequence[Sequence[Problem]], count: int) -> Scores:
+def eliminate(consumers: Sequence[Sequence[Problem]], count: int, influences: Sequence[float] | None = None) -> Scores:
     """The error that each of `count` channels adds, relative to the consumers' outputs, when it goes as its turn comes.
 
     The channel that adds least goes first. Made to increase along that order, so that the n highest scores are those of the
     n channels that stay longest. The errors that one channel leaves in several consumers are alike, so amplitudes add.
     """
-    states = [_Consumer(problems, count) for problems in consumers]
+    shares = influences or [1.0] * len(consumers)
+    states = [_Consumer(problems, share, count) for problems, share in zip(consumers, shares, strict=True)]
     left = np.arange(count)
     scores = np.zeros(count)
     so_far = 0.0

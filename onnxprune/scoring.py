@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnxprune.budget import Budget
+from onnxprune.contraction import consumers
 from onnxprune.criteria import Criterion, Sensitivity
 from onnxprune.criteria.plain import PLAIN, Random
 from onnxprune.elimination import NAME as OBS
 from onnxprune.errors import DataError
 from onnxprune.finish import batches
 from onnxprune.imported import Imported
+from onnxprune.influence import influences, samples_for
 from onnxprune.options import Options
 from onnxprune.passes.calibrate import calibrate as calibrate_pass
 from onnxprune.passes.eliminate import eliminate as eliminate_pass
@@ -87,11 +89,23 @@ def calibrated(imported: Imported, settings: Options, providers: list[str], spli
 def _eliminated(imported: Imported, settings: Options, providers: list[str], split: Split, tell: Progress) -> Saliency:
     samples, indices = split.calibration, split.calibration_indices
     assert samples is not None and indices is not None
+    layers = consumers(imported.groups)
+    few = indices[: samples_for(len(layers), len(indices))]
+    tell("influence", 0, 1)
+    influence = influences(
+        imported.groups.net,
+        layers,
+        batches(imported.groups, samples, few, settings.batch),
+        seed=settings.seed,
+        providers=providers,
+    )
+    tell("influence", 1, 1)
     return eliminate_pass(
         imported.groups,
         lambda: batches(imported.groups, samples, indices, settings.batch),
         len(indices),
         (samples.digest(indices),),
+        influence=influence,
         seed=settings.seed,
         providers=providers,
         progress=lambda done, total: tell("eliminate", done, total),

@@ -15,6 +15,7 @@ from onnxprune.elimination import eliminate as by_elimination
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
+from onnxprune.recovery.leastsq import Gram
 from onnxprune.recovery.linear import Linear
 from onnxprune.recovery.targets import ROWS, spread
 from onnxprune.rules import Layer, Packed, Steps
@@ -32,26 +33,30 @@ def eliminate(
     samples: int,
     data: tuple[str, ...] = (),
     *,
+    influence: Mapping[Layer, float] | None = None,
     seed: int = 0,
     providers: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Saliency:
     """Scores of every prunable channel: the error that its consumers are left with, their other weights adapted.
 
+    influence: how much of an error each layer hands on to the outputs (`influence.influences`); by default all alike.
     batches: makes the inputs anew each time. samples, data: how many there are in all, and their digests. Rows of the
     Gram matrices are 64 output positions for each sample. Raises ModelError when the model does not run on the data.
     """
     layers = consumers(groups)
     found: dict[str, list[list[Problem]]] = {}
+    shares: dict[str, list[float]] = {}
     parts = _parts(groups, layers)
     for number, part in enumerate(parts):
         grams = _run(groups, part, batches, seed, providers)
         for layer in part:
             for name, problems in grams[layer].problems(groups, layer).items():
                 found.setdefault(name, []).append(problems)
+                shares.setdefault(name, []).append(1.0 if influence is None else influence[layer])
         if progress:
             progress(number + 1, len(parts) + 1)
-    scores = [LayerScore(g.id, g.id, by_elimination(found.get(g.id, []), g.size)) for g in groups.prunable]
+    scores = [LayerScore(g.id, g.id, by_elimination(found.get(g.id, []), g.size, shares.get(g.id))) for g in groups.prunable]
     if progress:
         progress(len(parts) + 1, len(parts) + 1)
     return Saliency(NAME, "order", samples, tuple(scores), {}, groups.net.digest, data)
@@ -161,20 +166,17 @@ class _Gram:
         self.taps = int(np.prod(c.w.shape[2:]))
         width = len(self.matrix)
         self.wide = width > WIDEST
-        self.xx = np.zeros((len(self.positions), self.taps, self.taps) if self.wide else (width, width))
-        self.x = np.zeros(width)
-        self.count = 0
+        self.sums = Gram(len(self.positions), self.taps) if self.wide else Gram(1, width)
+        self.origin: Array | None = None
 
     def add(self, c: Contraction, rows: int, rng: np.random.Generator) -> None:
         shape = (c.x.shape[0], *self.linear.space(c.x.shape[2:]))
-        x = self.linear.inputs(c.x, spread(int(np.prod(shape)), rows, rng), shape)[0].astype(np.float64)
-        self.count += len(x)
-        self.x += x.sum(0)
-        if self.wide:
-            blocks = x.reshape(len(x), -1, self.taps).transpose(1, 0, 2)
-            self.xx += blocks.transpose(0, 2, 1) @ blocks
-        else:
-            self.xx += x.T @ x
+        x = self.linear.inputs(c.x, spread(int(np.prod(shape)), rows, rng), shape).astype(np.float32)
+        if self.wide:  # every channel by itself
+            x = np.ascontiguousarray(x[0].reshape(x.shape[1], -1, self.taps).transpose(1, 0, 2))
+        if self.origin is None:
+            self.origin = x.mean(1, keepdims=True)
+        self.sums.add(x - self.origin)
 
     def problem(self, positions: Index) -> Problem | None:
         """The problem for channels at `positions` [units, m] of the layer's axis; None where this map reads none of them."""
@@ -191,18 +193,15 @@ class _Gram:
         chosen = local[present]
         chosen = chosen[chosen >= 0].reshape(len(present), -1)
         rows = (chosen[:, :, None] * self.taps + np.arange(self.taps)).reshape(len(present), -1)
-        mean = self.x / max(1, self.count)
-        return Problem(self.xx - self.count * np.outer(mean, mean), self.matrix, present, rows)
+        return Problem(self.sums.centred()[0], self.matrix, present, rows)
 
     def _costs(self) -> Array:
         """What every channel by itself adds to the energy of the output."""
-        mean = (self.x / max(1, self.count)).reshape(-1, self.taps)
-        blocks = self.xx
+        blocks, count = self.sums.centred(), len(self.positions)
         if not self.wide:
-            channels = np.arange(len(mean))
-            blocks = self.xx.reshape(len(mean), self.taps, len(mean), self.taps)[channels, :, channels, :]
-        blocks = blocks - self.count * mean[:, :, None] * mean[:, None, :]
-        w = self.matrix.reshape(len(mean), self.taps, -1)
+            channels = np.arange(count)
+            blocks = blocks.reshape(count, self.taps, count, self.taps)[channels, :, channels, :]
+        w = self.matrix.reshape(count, self.taps, -1)
         return np.asarray((w * (blocks @ w)).sum((1, 2)))
 
 

@@ -46,8 +46,8 @@ def recover(
     batches: inputs, as many as there are to learn from; both models run on them once, piece by piece. how: "lsq" solves for
     all weights and biases by ridge least squares on the change of the weights, the ridge chosen on rows that are held out;
     "bias" shifts the means, "rescale" also multiplies every filter by what fits best, "bn" by what restores its variance.
-    Deterministic. Memory: two times 512 MiB of activations, then temporary files, and a few times the square of the widest
-    layer's inputs * taps in double precision. Raises ModelError when the model does not run on the data.
+    Deterministic. Memory: two times `replay.spare_memory()` of activations, then temporary files, and a few times the square
+    of the widest layer's inputs * taps in double precision. Raises ModelError when the model does not run on the data.
     """
     model = onnx.ModelProto()
     model.CopyFrom(pruned)

@@ -24,7 +24,7 @@ LAYERS = [
     {"rules", "arithmetic", "edit", "merged", "origins", "poles", "roles", "rounding", "silence"},
     {"groups"},
     {"timing"},
-    {"analysis", "contraction", "saliency", "budget", "torchgraph"},
+    {"analysis", "contraction", "influence", "saliency", "budget", "torchgraph"},
     {"criteria", "selection"},
     {"recovery", "training"},
     {"certificate", "elimination"},

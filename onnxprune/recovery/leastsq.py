@@ -1,23 +1,30 @@
-"""Least squares from normal equations that are added up batch by batch, in double precision."""
+"""Least squares from normal equations that are added up batch by batch.
+
+Products within a few thousand rows are in single precision, where they are fast, of rows that an origin near their mean
+has been taken off, so that little cancels later; their sums and all that is solved are in double precision.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.linalg import LinAlgError
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import get_blas_funcs
 
 from onnxprune.graph import Array
 
 TOGETHER = 64  # inputs * taps up to which NumPy solves all groups in one call
 FEWER = 1500  # and from which only every second ridge is tried
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal of the Gram matrix
+CHUNK = 2048  # rows that are multiplied at once
+TRIANGLE = 256  # columns from which computing one triangle pays
 
 
 @dataclass
 class Moments:
-    """Sums over rows of X [groups, n, D] and T [groups, n, O].
+    """Sums over rows of X [groups, n, D] and T [groups, n, O], both less their origins.
 
     xx: X'X [groups, D, D]. xt: X'T [groups, D, O]. tt: squares of T [groups, O]. x, t: sums of both. count: n.
     """
@@ -29,25 +36,12 @@ class Moments:
     x: Array
     t: Array
 
-    @staticmethod
-    def none(groups: int, inputs: int, outputs: int) -> Moments:
-        """Of no rows."""
-        shapes = ((groups, inputs, inputs), (groups, inputs, outputs), (groups, outputs), (groups, inputs), (groups, outputs))
-        return Moments(0, *(np.zeros(shape) for shape in shapes))
-
-    def add(self, x: Array, t: Array) -> None:
-        x = x.astype(np.float64)
-        self.count += x.shape[1]
-        self.xx += x.transpose(0, 2, 1) @ x
-        self.x += x.sum(1)
-        self.add_targets(x, t)
-
     def add_targets(self, x: Array, t: Array) -> None:
         """Adds what depends on the targets, of rows whose inputs have been counted."""
-        x, t = x.astype(np.float64, copy=False), t.astype(np.float64)
+        t = t.astype(x.dtype, copy=False)
         self.xt += x.transpose(0, 2, 1) @ t
-        self.tt += (t * t).sum(1)
-        self.t += t.sum(1)
+        self.tt += np.einsum("gno,gno->go", t, t, dtype=np.float64)
+        self.t += t.sum(1, dtype=np.float64)
 
     def without_targets(self) -> Moments:
         """The same rows, their targets to be added anew."""
@@ -65,18 +59,81 @@ class Moments:
     def centred(self, about: Moments | None = None) -> Moments:
         """The moments of rows from which means are taken: those of `about`, by default their own."""
         n, (mx, mt) = self.count, (about or self).means
+        side = _outer(mx, 0.5 * n * mx - self.x)
         return Moments(
             n,
-            self.xx - _outer(mx, self.x) - _outer(self.x, mx) + n * _outer(mx, mx),
-            self.xt - _outer(mx, self.t) - _outer(self.x, mt) + n * _outer(mx, mt),
+            self.xx + side + side.transpose(0, 2, 1),
+            self.centred_targets(about),
             self.tt - 2 * mt * self.t + n * mt * mt,
             self.x - n * mx,
             self.t - n * mt,
         )
 
+    def centred_targets(self, about: Moments | None = None) -> Array:
+        """X'T of `centred`, without the rest of it."""
+        n, (mx, mt) = self.count, (about or self).means
+        return np.asarray(self.xt - _outer(mx, self.t - n * mt) - _outer(self.x, mt))
+
     def error(self, w: Array) -> float:
         """Sum of squares of T - X W over all rows, W [groups, D, O]."""
         return float(self.tt.sum() - 2 * (w * self.xt).sum() + (w * (self.xx @ w)).sum())
+
+
+class Gram:
+    """Adds up X'X and the sums of X, rows [groups, n, D] batch by batch."""
+
+    def __init__(self, groups: int, inputs: int) -> None:
+        self.count, self.x, self._xx = 0, np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs))
+        self._one_triangle = groups == 1 and inputs >= TRIANGLE
+        self._waiting: list[Array] = []
+
+    def add(self, x: Array) -> None:
+        self.count += x.shape[1]
+        self.x += x.sum(1, dtype=np.float64)
+        self._waiting.append(x)
+        if sum(w.shape[1] for w in self._waiting) >= CHUNK:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, 1)
+        self._waiting = []
+        if self._one_triangle:
+            square = get_blas_funcs("syrk", (rows,))
+            self._xx[0] += square(1.0, np.ascontiguousarray(rows[0]).T, lower=1).T
+        else:
+            self._xx += rows.transpose(0, 2, 1) @ rows
+
+    @property
+    def xx(self) -> Array:
+        """X'X [groups, D, D]."""
+        if self._waiting:
+            self._multiply()
+        if not self._one_triangle:
+            return self._xx
+        whole = self._xx[0] + self._xx[0].T
+        whole[np.diag_indices_from(whole)] *= 0.5
+        return np.asarray(whole[None])
+
+    def centred(self) -> Array:
+        """X'X about the means. [groups, D, D]"""
+        return np.asarray(self.xx - _outer(self.x, self.x) / max(1, self.count))
+
+
+class Sums:
+    """Adds up `Moments` batch by batch."""
+
+    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
+        self._gram = Gram(groups, inputs)
+        nothing = (np.zeros((groups, 0, 0)), np.zeros((groups, inputs, outputs)), np.zeros((groups, outputs)))
+        self._moments = Moments(0, *nothing, np.zeros((groups, inputs)), np.zeros((groups, outputs)))
+
+    def add(self, x: Array, t: Array) -> None:
+        self._gram.add(x)
+        self._moments.add_targets(x, t)
+
+    def moments(self) -> Moments:
+        """Of all rows so far."""
+        return replace(self._moments, count=self._gram.count, xx=self._gram.xx, x=self._gram.x)
 
 
 def _outer(a: Array, b: Array) -> Array:
@@ -86,9 +143,10 @@ def _outer(a: Array, b: Array) -> Array:
 class System:
     """X'X + ridge * (mean diagonal of X'X), factorised once for all targets. Small systems are solved together instead."""
 
-    def __init__(self, moments: Moments, ridge: float) -> None:
+    def __init__(self, moments: Moments, start: Array, ridge: float) -> None:
         diagonal = np.einsum("gii->gi", moments.xx).mean(1)
         scale = np.where(diagonal > 0, diagonal, 1.0)
+        self.start, self.made = start, moments.xx @ start
         self.matrix = moments.xx + (ridge * scale)[:, None, None] * np.eye(moments.xx.shape[1])
         self.factors = None
         if self.matrix.shape[1] > TOGETHER:
@@ -97,22 +155,21 @@ class System:
             except LinAlgError:  # by rounding no longer positive
                 self.factors = None
 
-    def solve(self, moments: Moments, start: Array) -> Array:
+    def solve(self, xt: Array) -> Array:
         """The W that minimises |T - X W|^2 + ridge * (mean diagonal of X'X) |W - start|^2. [groups, D, O]
 
-        The penalty is on the change: where the rows say little, the weights stay what they were.
+        xt: X'T. The penalty is on the change: where the rows say little, the weights stay what they were.
         """
-        right = moments.xt - moments.xx @ start
+        right = xt - self.made
         if self.factors is None:
-            return np.asarray(start + np.linalg.solve(self.matrix, right))
-        return np.asarray(
-            start + np.stack([cho_solve(f, r, check_finite=False) for f, r in zip(self.factors, right, strict=True)])
-        )
+            return np.asarray(self.start + np.linalg.solve(self.matrix, right))
+        found = [cho_solve(f, r, check_finite=False) for f, r in zip(self.factors, right, strict=True)]
+        return np.asarray(self.start + np.stack(found))
 
 
 def solve(moments: Moments, start: Array, ridge: float) -> Array:
     """`System.solve` for one set of targets."""
-    return System(moments, ridge).solve(moments, start)
+    return System(moments, start, ridge).solve(moments.xt)
 
 
 def best_ridge(train: Moments, held_out: Moments, start: Array, ridges: tuple[float, ...] = RIDGES) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +15,23 @@ from onnxprune import control, runtime
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array
 
-HELD = 512 << 20  # bytes of arrays in memory; what is beyond goes to a temporary file
+LEAST, MOST = 512 << 20, 4 << 30  # bytes of arrays in memory; what is beyond goes to a temporary file
+
+
+def spare_memory() -> int:
+    """A quarter of the memory that nobody uses, within limits: files cost more time than the products over their rows."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not everywhere is it told
+        free = 0
+    return min(max(free // 4, LEAST), MOST)
 
 
 class Shelf:
-    """Keeps arrays: in memory up to a limit, then in temporary files that are mapped."""
+    """Keeps arrays: in memory up to a limit (bytes), then in temporary files that are mapped."""
 
-    def __init__(self, limit: int = HELD) -> None:
-        self._left = limit
+    def __init__(self, limit: int | None = None) -> None:
+        self._left = spare_memory() if limit is None else limit
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._count = 0
 

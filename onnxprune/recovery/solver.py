@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from onnxprune.graph import Array
-from onnxprune.recovery.leastsq import FEWER, Moments, System, best_ridge
+from onnxprune.recovery.leastsq import FEWER, Moments, Sums, System, best_ridge
 from onnxprune.recovery.replay import Replay
 from onnxprune.recovery.sites import Site
 from onnxprune.recovery.targets import Target, Targets
@@ -39,9 +39,10 @@ class _Solver:
         self.reached = site.path.rest is None or site.path.rest in replay.available
         self.held: dict[int, Array] | None = {}
         self.all: Moments | None = None
+        self.origin = self._origin()
 
     def rows(self) -> Iterator[tuple[Array, Array, Target]]:
-        """(X [groups, rows, D], what the path adds to gain * z [rows, outputs], the target), batch by batch."""
+        """(X less its origin [groups, rows, D], what the path adds to gain * z [rows, outputs], the target), batch by batch."""
         path = self.site.path
         for k, (batch, target) in enumerate(zip(self.replay.batches, self.targets, strict=True)):
             beside: Array = np.broadcast_to(path.shift, target.made.shape)
@@ -52,12 +53,22 @@ class _Solver:
     def _inputs(self, k: int, batch: Mapping[str, Array], target: Target) -> Array:
         if self.held is not None and k in self.held:
             return self.held[k]
-        x = self.site.linear.inputs(np.asarray(batch[self.site.x]), target.picks, target.shape)
+        x = self.site.linear.inputs(np.asarray(batch[self.site.x]), target.picks, target.shape).astype(np.float32)
+        x -= self.origin[:, None, :]
         if self.held is not None:
             self.held[k] = x
             if sum(v.nbytes for v in self.held.values()) > HELD:
                 self.held = None
         return x
+
+    def _origin(self) -> Array:
+        """Near the mean of X, where a bias takes up what that leaves; [groups, D]"""
+        zero = np.zeros((self.groups, self.width), np.float32)
+        if self.site.home is None or not self.targets:
+            return zero
+        first, target = self.replay.batches[0], self.targets[0]
+        x = self.site.linear.inputs(np.asarray(first[self.site.x]), target.picks, target.shape)
+        return np.asarray(x.mean(1), np.float32)
 
     def wanted(self, beside: Array, target: Target) -> Array:
         """The z that would make up for all error there is so far. [rows, outputs]"""
@@ -70,14 +81,14 @@ class _Solver:
 
     def halves(self) -> tuple[Moments, Moments]:
         """The moments of most rows, and of those that are held out."""
-        train, held = (Moments.none(self.groups, self.width, self.outs) for _ in range(2))
+        train, held = (Sums(self.groups, self.width, self.outs) for _ in range(2))
         for k, (x, beside, target) in enumerate(self.rows()):
             t = self.split(self.wanted(beside, target))
             n = x.shape[1]
             cut = n - n // HELD_OUT if n >= HELD_OUT else n * (k % HELD_OUT != HELD_OUT - 1)  # few rows: all of some batches
             train.add(x[:, :cut], t[:, :cut])
             held.add(x[:, cut:], t[:, cut:])
-        return train, held
+        return train.moments(), held.moments()
 
     def moments(self) -> Moments:
         if self.all is None:
@@ -95,12 +106,12 @@ class _Solver:
         if ridge is None:
             return self.start
         whole = self.centred(self.all)
-        system = System(whole, ridge)
-        matrix = system.solve(whole, self.start)
+        system = System(whole, self.start, ridge)
+        matrix = system.solve(whole.xt)
         sweeps = FEW_SWEEPS if self.width > FEWER else SWEEPS
         for _ in range(sweeps if self.site.path.clips and self.reached else 0):
             self.all = self.clipped(matrix)
-            matrix = system.solve(self.centred(self.all), self.start)
+            matrix = system.solve(self.all.centred_targets() if self.site.home is not None else self.all.xt)
         return matrix
 
     def centred(self, moments: Moments, about: Moments | None = None) -> Moments:
@@ -113,11 +124,12 @@ class _Solver:
         bound, never increases the error after the clip (majorisation), and leaves the rest of the rows more freedom.
         """
         assert self.all is not None
-        bias = self.bias(matrix)
+        bias = self._intercept(matrix)
+        single = matrix.astype(np.float32)
         moments = self.all.without_targets()
         path = self.site.path
         for x, beside, target in self.rows():
-            now = (x.astype(np.float64) @ matrix).transpose(1, 0, 2).reshape(len(target.picks), -1) + bias
+            now = (x @ single).transpose(1, 0, 2).reshape(len(target.picks), -1) + bias
             total = path.gain * now + beside
             aim = target.sum.astype(np.float64)
             aim = np.where(target.sum <= path.low, np.minimum(total, path.low), aim)
@@ -125,12 +137,16 @@ class _Solver:
             moments.add_targets(x, self.split((aim - beside) / path.gain))
         return moments
 
-    def bias(self, matrix: Array) -> Array:
-        """The intercept that goes with a solution; the layer's own bias where nothing can move it."""
+    def _intercept(self, matrix: Array) -> Array:
+        """What the layer adds to X W, X less its origin. [outputs]"""
         if self.site.home is None:
             return self.site.bias
         x, t = self.moments().means
         return np.asarray((t - np.einsum("gd,gdo->go", x, matrix)).ravel())
+
+    def bias(self, matrix: Array) -> Array:
+        """The bias that goes with a solution; the layer's own where nothing can move it."""
+        return np.asarray(self._intercept(matrix) - np.einsum("gd,gdo->go", self.origin, matrix).ravel())
 
 
 # ---------------------------------------------------------------------------------- two numbers for each output

@@ -13,7 +13,10 @@ from onnxprune.graph import Array, Network
 from onnxprune.recovery.replay import Shelf
 from onnxprune.recovery.sites import Site
 
-ROWS = 64  # output positions for each sample: neighbours say much the same
+ROWS = 64  # output positions for each sample at most: neighbours say much the same
+FEWEST = 8
+ENOUGH = 16384  # rows in all for layers with few weights
+FOR_EACH = 64  # rows for each weight of an output that suffice
 
 
 @dataclass(eq=False)
@@ -49,16 +52,16 @@ class Targets:
         names = list(dict.fromkeys(n for s in found for n in (s.out, s.path.sum)))
         session = runtime.session(runtime.with_outputs(net.source, names), providers=providers)
         rng = np.random.default_rng(seed)
+        total = sum(_samples(batch) for batch in batches)
         for batch in batches:
             values = dict(zip(names, runtime.run(session, {k: np.asarray(v) for k, v in batch.items()}, names), strict=True))
-            count = max(v.shape[0] if v.ndim else 1 for v in batch.values())
             for site in found:
-                targets._add(site, values, count, rng)
+                targets._add(site, values, _samples(batch) * rows_for(site, total), rng)
         return targets
 
-    def _add(self, site: Site, values: Mapping[str, Array], count: int, rng: np.random.Generator) -> None:
+    def _add(self, site: Site, values: Mapping[str, Array], wanted: int, rng: np.random.Generator) -> None:
         shape = site.rows(values[site.out].shape)
-        picks = spread(int(np.prod(shape)), ROWS * count, rng)
+        picks = spread(int(np.prod(shape)), wanted, rng)
         made = self._shelf.put(site.linear.outputs(values[site.out], picks)[:, site.kept])
         total = made
         if site.path.sum != site.out:
@@ -71,6 +74,16 @@ class Targets:
             self._shelf.drop(target.made)
             if target.sum is not target.made:
                 self._shelf.drop(target.sum)
+
+
+def rows_for(site: Site, samples: int) -> int:
+    """Output positions to look at for each sample: the fewer weights an output has, the fewer say all."""
+    weights = int(np.prod(site.linear.shape)) // max(1, site.linear.outs)
+    return int(np.clip(-(-max(ENOUGH, FOR_EACH * weights) // max(1, samples)), FEWEST, ROWS))
+
+
+def _samples(batch: Mapping[str, Array]) -> int:
+    return max(v.shape[0] if v.ndim else 1 for v in batch.values())
 
 
 def spread(total: int, wanted: int, rng: np.random.Generator) -> Index:

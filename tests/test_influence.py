@@ -1,0 +1,91 @@
+"""How far errors of layers move the outputs, against networks where it is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from single import build, w
+
+from onnxprune import influence, runtime
+from onnxprune.contraction import consumers
+from onnxprune.groups import Groups
+from onnxprune.influence import influences, samples_for
+
+Array = np.ndarray[Any, Any]
+EYE = np.eye(16, dtype=np.float32).reshape(16, 16, 1, 1)
+X = (64, 16, 1, 1)
+
+
+def batches(n: int = 4, shape: tuple[int, ...] = X, seed: int = 0) -> list[dict[str, Array]]:
+    return [{"x": np.random.default_rng([seed, i]).standard_normal(shape).astype(np.float32)} for i in range(n)]
+
+
+def measured(groups: Groups, data: list[dict[str, Array]] | None = None) -> dict[str, float]:
+    found = influences(groups.net, consumers(groups), data or batches())
+    return {layer.out.tensor: value for layer, value in found.items()}
+
+
+def branch(share: float) -> Groups:
+    """y = (a + share * b) E with a and b of the same size."""
+    nodes = [
+        ("Conv", "a wh", "h"), ("Conv", "h wb", "b"), ("Mul", "b share", "s"), ("Add", "a s", "t"), ("Conv", "t e", "y"),
+    ]  # fmt: skip
+    first = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0].astype(np.float32).reshape(EYE.shape)
+    weights = {"wa": EYE, "wh": first, "wb": EYE[::-1].copy(), "e": EYE, "share": np.array([share], np.float32)}
+    return build(nodes, weights, x=X)
+
+
+def test_the_last_layer_hands_on_all_of_its_error() -> None:
+    assert measured(branch(0.5))["y"] == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0, 3.0])
+def test_a_branch_counts_as_much_as_its_share_of_the_sum(share: float) -> None:
+    found = measured(branch(share))
+    expected = share / np.sqrt(1 + share**2)
+    assert found["b"] == pytest.approx(expected, rel=0.1)
+    assert found["h"] == pytest.approx(expected, rel=0.1)
+
+
+def test_errors_have_the_pattern_of_the_activations() -> None:
+    """The mean over positions leaves white noise a quarter of its size; an error that is alike everywhere stays whole."""
+    nodes = [("Conv", "a wb", "b"), ("GlobalAveragePool", "b", "p"), ("Conv", "p e", "y")]
+    groups = build(nodes, {"wa": EYE, "wb": EYE[::-1].copy(), "e": EYE}, x=(64, 16, 4, 4))
+    alike = [{"x": np.tile(b["x"], (1, 1, 4, 4))} for b in batches()]
+    assert measured(groups, alike)["b"] == pytest.approx(1.0, rel=0.05)
+
+
+def test_layers_that_nothing_reads_later_and_bodies_get_the_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = branch(0.5)
+    layers = consumers(groups)
+    error = influence._error
+
+    def silent_for_b(value: Array, axis: int, rng: np.random.Generator) -> Array | None:
+        found = error(value, axis, rng)
+        return None if np.array_equal(value, b) else found
+
+    data = batches(1)
+    b = runtime.run(runtime.session(runtime.with_outputs(groups.net.source, ["b"]), threads=1), data[0])[0]
+    monkeypatch.setattr(influence, "_error", silent_for_b)
+    found = {layer.out.tensor: v for layer, v in influences(groups.net, layers, data).items()}
+    assert found["b"] == pytest.approx(np.median([v for k, v in found.items() if k != "b"]))
+
+
+def test_an_answer_that_is_no_number_tells_nothing() -> None:
+    nodes = [("Conv", "a wb", "b"), ("Conv", "b wc", "c"), ("ArgMax", "c", "y", {"axis": 1})]
+    groups = build(nodes, {"wb": w(8, 8, 1, 1), "wc": w(8, 8, 1, 1)}, x=X)
+    assert set(measured(groups).values()) == {1.0}
+
+
+def test_it_is_deterministic() -> None:
+    groups = branch(0.5)
+    assert measured(groups) == measured(groups)
+
+
+def test_samples_are_few_where_layers_are_many() -> None:
+    assert samples_for(19, 512) == 107
+    assert samples_for(1000, 512) == influence.FEWEST
+    assert samples_for(2, 10_000) == influence.MOST
+    assert samples_for(50, 4) == 4
