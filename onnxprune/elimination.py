@@ -18,6 +18,7 @@ from onnxprune.saliency import Scores
 
 NAME = "obs"  # as in `--method`
 DAMPING = 1e-2  # of the mean diagonal of the Gram matrix
+SHRINKING = 0.3  # more of it where rows are few: so much times the weights that adapt for each row
 SURE = 1 + 1e-9
 
 
@@ -27,12 +28,14 @@ class Problem:
 
     gram: X'X about the means [D, D], or for each unit alone [units, b, b], where the others do not adapt. matrix: W [D, O];
     [units, b, O] in the second case. units: the channels that feed it. rows: the rows of W that each feeds [units, b].
+    samples: how many rows X has. Fewer than it has columns could be fitted by anything, on these rows alone.
     """
 
     gram: Array
     matrix: Array
     units: Index
     rows: Index
+    samples: int = 1 << 40
 
     @property
     def adapts(self) -> bool:
@@ -49,8 +52,9 @@ class _Coupled:
 
     def __init__(self, problem: Problem, count: int) -> None:
         size = len(problem.gram)
-        damping = DAMPING * float(np.trace(problem.gram)) / size + 1e-30
-        self.inverse = np.linalg.inv(problem.gram + damping * np.eye(size))
+        share = max(DAMPING, SHRINKING * size / max(1, problem.samples))
+        self.damping = share * float(np.trace(problem.gram)) / size + 1e-30
+        self.inverse = np.linalg.inv(problem.gram + self.damping * np.eye(size))
         self.matrix = problem.matrix.astype(np.float64)
         self.row = np.full((count, problem.rows.shape[1]), -1)
         self.row[problem.units] = problem.rows
@@ -61,7 +65,8 @@ class _Coupled:
         rows = self.row[units[here]]
         if len(rows):
             w = self.matrix[rows]
-            found[here] = (w * np.linalg.solve(self.inverse[rows[:, :, None], rows[:, None, :]], w)).sum((1, 2))
+            adapted = (w * np.linalg.solve(self.inverse[rows[:, :, None], rows[:, None, :]], w)).sum((1, 2))
+            found[here] = adapted - self.damping * (w * w).sum((1, 2))  # only those that stay are held back
         return found
 
     def drop(self, unit: int) -> None:

@@ -73,8 +73,9 @@ def test_amplitudes_of_several_consumers_add_and_absent_units_cost_nothing() -> 
     first = int(np.argmin(both))
     single = [np.zeros(5) for _ in range(2)]
     for found, p in zip(single, (a, b), strict=True):
-        inverse = np.linalg.inv(p.gram + 1e-2 * np.trace(p.gram) / 5 * np.eye(5))
-        found[p.units] = [(p.matrix[r[0]] ** 2).sum() / inverse[r[0], r[0]] / p.energy for r in p.rows]
+        damping = 1e-2 * np.trace(p.gram) / 5
+        inverse = np.linalg.inv(p.gram + damping * np.eye(5))
+        found[p.units] = [(p.matrix[r[0]] ** 2).sum() * (1 / inverse[r[0], r[0]] - damping) / p.energy for r in p.rows]
     together = (np.sqrt(single[0]) + np.sqrt(single[1])) ** 2
     assert first == int(np.argmin(together))
     assert both[first] == pytest.approx(together[first])
@@ -118,6 +119,7 @@ def test_redundant_channels_cost_least(
     nodes: list[Any], weights: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxprune.elimination.DAMPING", 1e-6)
+    monkeypatch.setattr("onnxprune.elimination.SHRINKING", 0.0)
     arrays = {k: w(*s) for k, s in weights.items()}
     outputs = "y z" if any(n[2] == "z" for n in nodes) else "y"
     groups = build(nodes, arrays | {"wa": REDUNDANT}, outputs, x=X)
@@ -199,3 +201,27 @@ def test_the_model_is_left_alone() -> None:
     before = onnx.ModelProto.FromString(groups.net.source.SerializeToString())
     scored(groups, 2)
     assert groups.net.source == before
+
+
+def test_few_rows_are_not_trusted_to_say_how_the_others_adapt() -> None:
+    """With as many columns as rows anything can be fitted on these rows; what that is worth elsewhere is another matter."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((40, 60))
+    x -= x.mean(0)
+    other = rng.standard_normal((40_000, 60))
+    matrix = rng.standard_normal((60, 4))
+    trusting = Problem(x.T @ x, matrix, np.arange(60), np.arange(60)[:, None])
+    careful = Problem(x.T @ x, matrix, np.arange(60), np.arange(60)[:, None], len(x))
+    many = Problem(other.T @ other, matrix, np.arange(60), np.arange(60)[:, None], len(other))
+    errors = [float(np.sort(by_elimination([[p]], 60))[:30].sum()) for p in (trusting, careful, many)]
+    assert errors[0] < 0.2 * errors[2]
+    assert errors[1] > 0.4 * errors[2]
+
+
+def test_what_holds_the_others_back_is_no_cost_of_its_own() -> None:
+    """Columns that have nothing to do with each other cost their own energy, however strong the damping."""
+    x = np.eye(6).repeat(5, axis=0) * np.arange(1, 7)
+    matrix = np.ones((6, 1))
+    scores = by_elimination([[Problem(x.T @ x, matrix, np.arange(6), np.arange(6)[:, None], samples=2)]], 6)
+    energy = 5.0 * np.arange(1, 7) ** 2
+    np.testing.assert_allclose(scores, energy / energy.sum(), rtol=1e-9)
