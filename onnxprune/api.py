@@ -89,6 +89,8 @@ def prune(
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
         imported, split = _import(model, data, validation, settings, prunable=True)
+        if settings.finetune is not None:
+            finetuning.trainer().require(imported.model)
         widths = Widths(settings.min_channels, settings.align)
         require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
     with clock.stage("calibrate"):

@@ -473,6 +473,7 @@ def test_samples_that_may_have_served_to_prune_certify_nothing(run: Run, tmp_pat
         ("finetune p.onnx --teacher d.npz --data d.npz -o $OUT/t.onnx", "d.npz"),
         ("prune m.onnx --data d.npz -o $OUT/t.onnx --eps 0.5 --finetune 1", "--finetune would change its weights"),
         ("prune m.onnx -o $OUT/t.onnx --macs 0.5 --method l1 --finetune 1", "--finetune needs samples"),
+        ("prune odd.onnx --data d.npz -o $OUT/t.onnx --macs 0.5 --finetune 1", "cannot be trained through: NonZero"),
     ],
 )
 def test_a_bad_input_gets_one_line(run: Run, tmp_path: Path, arguments: str, words: str) -> None:
