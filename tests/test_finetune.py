@@ -81,9 +81,10 @@ def test_a_bias_is_trained_and_a_grid_is_not() -> None:
         helper.make_node("Sigmoid", ["c"], ["d"]),
         helper.make_node("Add", ["d", "grid"], ["e"]),
         helper.make_node("Mul", ["e", "stride"], ["y"]),
+        helper.make_node("Mul", ["scale", "c"], ["z"]),
     ]
-    weights = {"mean": np.ones(6), "w": np.ones((6, 5)), "bias": np.ones(5), "grid": np.ones(5), "stride": np.ones(5)}
-    assert trainable(net_of(nodes, weights)) == ["w", "bias"]
+    vectors = {name: np.ones(5) for name in ("bias", "grid", "stride", "scale")}
+    assert trainable(net_of(nodes, {"mean": np.ones(6), "w": np.ones((6, 5)), **vectors})) == ["w", "bias", "scale"]
 
 
 def test_weights_are_found_behind_what_only_moves_them() -> None:
