@@ -122,6 +122,8 @@ def _prepared(
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
         imported, split = _import(model, data, validation, settings, prunable=True)
+        if settings.finetune is not None:
+            finetuning.trainer().require(imported.model)
         widths = allowed(settings, imported.groups.net)
         for budget in budgets:
             require_reachable(imported.accounting, imported.groups.prunable, widths, budget)

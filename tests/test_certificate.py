@@ -20,11 +20,11 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune import certify, cli, confidence, imported, wire
 from onnxprune.certificate import network
-from onnxprune.certificate.population import GRID
+from onnxprune.certificate.population import GRID, Observed, population
 from onnxprune.certificate.recursion import Recursion
 from onnxprune.certificate.rules import RULES
 from onnxprune.certificate.words import PROPERTY
-from onnxprune.checker import Sources, check
+from onnxprune.checker import Sources, check, numbers
 from onnxprune.data import open_data
 from onnxprune.errors import BudgetError, DataError, OptionError, ValidationError
 from onnxprune.groups import Groups
@@ -550,3 +550,10 @@ def test_the_checker_shares_nothing_with_the_makers() -> None:
     sources = [p.read_text() for p in (ROOT / "onnxprune" / "checker").glob("*.py")]
     makers = ("certificate", "certify", "theory", "confidence", "selection", "criteria", "decide", "passes.calibrate", "plan ")
     assert sources and not [m for m in makers for s in sources if f"from onnxprune.{m}" in s or f"onnxprune import {m}" in s]
+
+
+@pytest.mark.parametrize(("changed", "lost"), [(380, 380), (379, 379), (376, 370)])
+def test_a_bound_that_rounds_up_to_one_is_vacuous_for_maker_and_checker(changed: int, lost: int) -> None:
+    told = population(Observed(380, changed, lost, 0, None, "digest"), 0.01)
+    numbers.population(told)
+    assert all(s["vacuous"] == (s.get("drop", s.get("alpha")) >= 1) for s in told["statements"])

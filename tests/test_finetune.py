@@ -24,6 +24,7 @@ from onnxprune.training.settings import Training
 
 torch = pytest.importorskip("torch")
 
+from onnxprune.training.optimiser import is_matrix, optimiser, orthogonal  # noqa: E402
 from onnxprune.training.store import Store  # noqa: E402
 from onnxprune.training.trainable import trainable  # noqa: E402
 from onnxprune.training.trainer import scheduled  # noqa: E402
@@ -32,7 +33,7 @@ from onnxprune.training.write import written  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[str], tuple[int, str, str]]
-EXACT: dict[str, Any] = {"precision": "float32", "batch": 16, "rate": 3e-3}
+EXACT: dict[str, Any] = {"precision": "float32", "batch": 16, "optimiser": "adamw", "rate": 3e-3}
 
 
 def specs(model: onnx.ModelProto) -> list[InputSpec]:
@@ -80,9 +81,10 @@ def test_a_bias_is_trained_and_a_grid_is_not() -> None:
         helper.make_node("Sigmoid", ["c"], ["d"]),
         helper.make_node("Add", ["d", "grid"], ["e"]),
         helper.make_node("Mul", ["e", "stride"], ["y"]),
+        helper.make_node("Mul", ["scale", "c"], ["z"]),
     ]
-    weights = {"mean": np.ones(6), "w": np.ones((6, 5)), "bias": np.ones(5), "grid": np.ones(5), "stride": np.ones(5)}
-    assert trainable(net_of(nodes, weights)) == ["w", "bias"]
+    vectors = {name: np.ones(5) for name in ("bias", "grid", "stride", "scale")}
+    assert trainable(net_of(nodes, {"mean": np.ones(6), "w": np.ones((6, 5)), **vectors})) == ["w", "bias", "scale"]
 
 
 def test_weights_are_found_behind_what_only_moves_them() -> None:
@@ -138,10 +140,11 @@ def test_a_tensor_that_is_a_variance_somewhere_is_never_trained() -> None:
 # ---------------------------------------------------------------------------------------------- what changes in the file
 
 
-def test_training_brings_outputs_nearer_and_changes_nothing_but_weights() -> None:
+@pytest.mark.parametrize(("optimiser", "rate"), [("adamw", 3e-3), ("muon", 1e-3), ("sgd", 3e-3)])
+def test_training_brings_outputs_nearer_and_changes_nothing_but_weights(optimiser: str, rate: float) -> None:
     teacher, x = small.residual(), small.images(256)
     student = cut(teacher)
-    made = trained(student, teacher, x, epochs=6)
+    made = trained(student, teacher, x, epochs=6, optimiser=optimiser, rate=rate)
     assert made.after.distance < 0.7 * made.before.distance
     assert made.best > 0
     assert made.model.SerializeToString() != student.SerializeToString()
@@ -248,6 +251,55 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[-1] < 1e-3
 
 
+def test_steps_of_muon_are_orthogonal_and_of_one_size() -> None:
+    torch.manual_seed(0)
+    for shape in ((8, 20), (20, 8), (6, 4, 3, 3)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape).reshape(shape[0], -1)))
+        assert values.min() > 0.6 and values.max() < 1.3
+    weight, bias = torch.zeros(8, 20, requires_grad=True), torch.zeros(8, requires_grad=True)
+    made = optimiser([weight, bias], Training(rate=0.01, decay=0.0))
+    for scale in (1.0, 1000.0):
+        weight.grad, bias.grad = scale * torch.randn(8, 20), scale * torch.ones(8)
+        made.step()
+        assert weight.detach().square().mean().sqrt() == pytest.approx(0.01 * 0.2 * 20**0.5 * (8 / 160) ** 0.5, rel=0.2)
+        with torch.no_grad():
+            weight.zero_()
+    assert float(bias.detach()[0]) == pytest.approx(-0.02, rel=0.5)
+
+
+def test_what_is_no_matrix_is_left_to_adam() -> None:
+    assert [is_matrix(s) for s in ((8, 20), (8, 4, 3, 3), (8, 4, 1, 1))] == [True] * 3
+    assert [is_matrix(s) for s in ((8,), (1, 20), (8, 1, 3, 3), (1, 12, 4), (2000, 2000))] == [False] * 5
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
+def test_every_optimiser_goes_on_from_its_state(name: str) -> None:
+    """Steps after a restart are those of one that never stopped."""
+
+    def steps(values: list[Any], made: Any, first: int, last: int) -> None:
+        for n in range(first, last):
+            torch.manual_seed(n)
+            for value in values:
+                value.grad = torch.randn(value.shape)
+            made.step()
+
+    def fresh() -> tuple[list[Any], Any]:
+        values = [torch.ones(4, 5, requires_grad=True), torch.ones(4, requires_grad=True)]
+        return values, optimiser(values, Training(optimiser=name, rate=0.01))  # type: ignore[arg-type]
+
+    whole, made = fresh()
+    steps(whole, made, 0, 5)
+    part, first = fresh()
+    steps(part, first, 0, 3)
+    again, second = fresh()
+    with torch.no_grad():
+        for a, b in zip(again, part, strict=True):
+            a.copy_(b)
+    second.load_state_dict(first.state_dict())
+    steps(again, second, 3, 5)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
 def test_an_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
     samples = open_data(np.arange(40, dtype=np.float32)[:, None], [InputSpec("x", np.dtype(np.float32), (None, 1))])
     store = Store(samples, np.arange(40), "auto")
@@ -298,7 +350,7 @@ def test_held_out_samples_are_not_trained_on() -> None:
     [
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"rate": -1.0}, "--rate must be above 0"),
-        ({"optimiser": "lamb"}, "--optimiser is one of sgd, adamw"),
+        ({"optimiser": "lamb"}, "--optimiser is one of muon, adamw, sgd"),
         ({"labels": 1.5}, "share of the labels"),
         ({"batch_norm": "none"}, "--batch-norm is one of"),
         ({"seed": -1}, "--seed must not be negative"),
@@ -352,7 +404,9 @@ def run(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     return call
 
 
-TUNE = "finetune p.onnx --teacher m.onnx --data d.npz -o $OUT/t.onnx --precision float32 --batch 32 --rate 0.003"
+TUNE = (
+    "finetune p.onnx --teacher m.onnx --data d.npz -o $OUT/t.onnx --precision float32 --batch 32 --optimiser adamw --rate 0.003"
+)
 
 
 def test_the_file_is_tuned_certified_anew_and_verified(run: Run, tmp_path: Path, given: Path) -> None:
@@ -420,6 +474,7 @@ def test_samples_that_may_have_served_to_prune_certify_nothing(run: Run, tmp_pat
         ("finetune p.onnx --teacher d.npz --data d.npz -o $OUT/t.onnx", "d.npz"),
         ("prune m.onnx --data d.npz -o $OUT/t.onnx --eps 0.5 --finetune 1", "--finetune would change its weights"),
         ("prune m.onnx -o $OUT/t.onnx --macs 0.5 --method l1 --finetune 1", "--finetune needs samples"),
+        ("prune odd.onnx --data d.npz -o $OUT/t.onnx --macs 0.5 --finetune 1", "cannot be trained through: NonZero"),
     ],
 )
 def test_a_bad_input_gets_one_line(run: Run, tmp_path: Path, arguments: str, words: str) -> None:
@@ -430,7 +485,9 @@ def test_a_bad_input_gets_one_line(run: Run, tmp_path: Path, arguments: str, wor
 
 
 def test_pruning_and_tuning_in_one(run: Run, tmp_path: Path) -> None:
-    options = "--macs 0.5 --method l1 --recover none --samples 64 --finetune 3 --rate 0.003 --precision float32"
+    options = (
+        "--macs 0.5 --method l1 --recover none --samples 64 --finetune 3 --optimiser adamw --rate 0.003 --precision float32"
+    )
     code, out, err = run(f"prune m.onnx --data d.npz -o $OUT/s.onnx {options}")
     assert code == 0, err
     assert "trained for 3 epochs" in out
@@ -500,5 +557,5 @@ def test_an_interruption_leaves_a_checkpoint_and_no_file(run: Run, tmp_path: Pat
 
 def test_nothing_is_imported_before_it_is_needed() -> None:
     assert "finetune" in onnxprune.__all__ and callable(onnxprune.finetune)
-    assert api.STAGES.index("finetune") < api.STAGES.index("validate")
+    assert job.STAGES.index("finetune") < job.STAGES.index("validate")
     assert files.load  # the module, which training shares, is the real one

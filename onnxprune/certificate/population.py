@@ -63,12 +63,12 @@ def _count(seen: Observed) -> int:
 def _changed(seen: Observed, delta: float) -> dict[str, Any] | None:
     if seen.changed is None:
         return None
-    alpha = confidence.upper(seen.changed, seen.samples, delta)
+    alpha = rounded_up(confidence.upper(seen.changed, seen.samples, delta)) or 0.0
     return {
         "statement": "at most a fraction alpha of inputs changes its top-1 answer",
         "kind": "top1_changes",
         "changed": seen.changed,
-        "alpha": rounded_up(alpha),
+        "alpha": alpha,
         "delta": delta,
         "vacuous": alpha >= 1,
     }
@@ -77,13 +77,13 @@ def _changed(seen: Observed, delta: float) -> dict[str, Any] | None:
 def _drop(seen: Observed, delta: float) -> dict[str, Any] | None:
     if seen.lost is None or seen.gained is None:
         return None
-    drop = confidence.drop(seen.lost, seen.gained, seen.samples, delta)
+    drop = rounded_up(confidence.drop(seen.lost, seen.gained, seen.samples, delta)) or 0.0
     return {
         "statement": "the top-1 accuracy falls by at most drop",
         "kind": "top1_drop",
         "lost": seen.lost,
         "gained": seen.gained,
-        "drop": rounded_up(drop),
+        "drop": drop,
         "delta": delta,
         "vacuous": drop >= 1,
     }

@@ -61,7 +61,7 @@ class TorchGraph:
         functions: Table | None = None,
         device: str = "cpu",
     ) -> None:
-        _require(model)
+        require(model)
         net = Network(model, {}, {})
         self.device = torch.device(device)
         self.inputs = [v.name for v in net.inputs]
@@ -136,7 +136,8 @@ class TorchGraph:
         return self._plans[asked]
 
 
-def _require(model: onnx.ModelProto) -> None:
+def require(model: onnx.ModelProto) -> None:
+    """Raises ModelError for a model that cannot be run in torch, as far as its operators tell."""
     missing = unknown(model)
     if missing:
         hint = "fine-tuning runs the graph in torch, which knows the usual operators only"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from onnxprune.errors import OptionError
 
-OPTIMISERS = ("sgd", "adamw")
+OPTIMISERS = ("muon", "adamw", "sgd")
 AUGMENTATIONS = ("auto", "none", "shift", "flip+shift")
 PRECISIONS = ("auto", "float32", "bfloat16")
 STATISTICS = ("frozen", "batch")
@@ -29,7 +29,7 @@ class Training:
 
     epochs: int = 10
     batch: int = 128
-    optimiser: Literal["sgd", "adamw"] = "adamw"
+    optimiser: Literal["muon", "adamw", "sgd"] = "muon"
     rate: float | None = None
     decay: float = 1e-4
     warm_up: float = 0.1
@@ -72,4 +72,4 @@ class Training:
         return {**asdict(self), "rate": self.highest_rate}
 
 
-RATES = {"sgd": 5e-3, "adamw": 1e-3}
+RATES = {"sgd": 5e-3, "adamw": 1e-3, "muon": 1e-3}

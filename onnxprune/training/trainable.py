@@ -84,12 +84,14 @@ def _vector(net: Network, name: str) -> bool:
 
 
 def _made_by(net: Network, name: str) -> str:
-    """The operator that computes a tensor, behind what only moves entries."""
+    """The operator that computes a tensor, behind what only moves entries and behind the sum with a bias."""
     while name in net.producer:
-        node = net.model.graph.node[net.producer[name]]
-        if node.op_type not in PASSES:
+        index = net.producer[name]
+        node = net.model.graph.node[index]
+        biased = [node.input[1 - p] for p in (0, 1) if _slot(net, index, p)] if node.op_type == "Add" else []
+        if node.op_type not in PASSES and not biased:
             return str(node.op_type)
-        name = node.input[0]
+        name = biased[0] if biased else node.input[0]
     return ""
 
 

@@ -20,6 +20,7 @@ from onnxprune.torchgraph import TorchGraph
 from onnxprune.torchgraph.graph import tensor
 from onnxprune.training import checkpoint
 from onnxprune.training.losses import Targets, loss
+from onnxprune.training.optimiser import optimiser
 from onnxprune.training.settings import Training
 from onnxprune.training.statistics import BatchStatistics
 from onnxprune.training.store import Batch, Store
@@ -99,7 +100,7 @@ class Trainer:
         self.half = _half(settings.precision, student.device)
         student.parameters = {k: _laid_out(v, student.device) for k, v in student.parameters.items()}
         self.weights = list(student.parameters.values())
-        self.optimiser = _optimiser(self.weights, settings)
+        self.optimiser = optimiser(self.weights, settings)
         self.before = self.score()
 
     def run(
@@ -244,16 +245,6 @@ def scheduled(step: int, total: int, settings: Training) -> float:
     return settings.highest_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
-def _optimiser(parameters: list[Tensor], settings: Training) -> Any:
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.highest_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=settings.highest_rate)
-
-
 def _laid_out(value: Tensor, device: Any) -> Tensor:
     """On the device and, if it has the four axes of pictures, with channels last, which convolutions are quicker with."""
     if not value.dtype.is_floating_point:
@@ -269,7 +260,7 @@ def _half(precision: str, device: Any) -> bool:
         return precision == "bfloat16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def device_of(wanted: str | None) -> str:

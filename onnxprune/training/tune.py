@@ -17,7 +17,7 @@ from onnxprune.channels import Index
 from onnxprune.data import Samples, choose
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Network
-from onnxprune.torchgraph import TorchGraph
+from onnxprune.torchgraph import TorchGraph, require
 from onnxprune.training import checkpoint
 from onnxprune.training.settings import Training
 from onnxprune.training.statistics import BatchStatistics
@@ -86,6 +86,7 @@ def tune(
     DataError for too few samples.
     """
     start = time.perf_counter()
+    require(pruned)
     held, rest = apart(indices, settings.seed)
     device, count = device_of(settings.device), threads()
     net, original = Network(pruned, {}, {}), Network(teacher, {}, {})
@@ -95,16 +96,20 @@ def tune(
     fixed = _fixed_batch(net)
     if fixed:
         settings, held, rest = _whole_batches(settings, held, rest, fixed)
+    of_this = "" if kept is None else _fingerprint(pruned, teacher, samples, indices, settings)
+    if kept is not None and resume:
+        checkpoint.load(kept, of_this)  # before any work
     probe = runtime.probe(pruned, samples.batch(indices[: fixed or 1]))
     shapes = (probe.shapes, runtime.probe(teacher, probe.feeds).shapes)
     what = targets(net, original, shapes, settings.features > 0)
     statistics = BatchStatistics(_own(net)) if settings.batch_norm == "batch" else None
     functions = {} if statistics is None else {"BatchNormalization": statistics}
+    student = TorchGraph(pruned, names, functions=functions, device=device)
     store, reserve = Store(samples, rest, settings.augment), Store(samples, held)
     reserve.keep()
     store.keep(None if progress is None else lambda done, total: progress("read", done, total))
     trainer = Trainer(
-        TorchGraph(pruned, names, functions=functions, device=device),
+        student,
         Teacher(teacher, what.all, device, count),
         what,
         store,
@@ -114,12 +119,8 @@ def tune(
         fixed or max(1, min(settings.batch, MEMORY // _bytes(probe))),
         count > 1,
     )
-    print_of = None if kept is None else _fingerprint(pruned, teacher, samples, indices, settings)
-    state = trainer.run(
-        None if progress is None else lambda done, total: progress("finetune", done, total),
-        said,
-        None if kept is None or print_of is None else (kept, print_of, resume),
-    )
+    count_steps = None if progress is None else lambda done, total: progress("finetune", done, total)
+    state = trainer.run(count_steps, said, None if kept is None else (kept, of_this, resume))
     return _tuned(pruned, trainer, state, scratch, time.perf_counter() - start)
 
 
