@@ -14,7 +14,7 @@ import pytest
 import small
 from rich.console import Console
 
-from onnxprune import cli
+from onnxprune import cli, runtime
 from onnxprune.bench import bench
 from onnxprune.errors import OptionError
 from onnxprune.report.bench import bench as show
@@ -154,6 +154,25 @@ def test_batch_fills_what_the_model_leaves_open_and_nothing_else() -> None:
     assert batched(open_one, {"x": x}, None)["x"].shape == (1, 3, 8, 8)
     with pytest.raises(OptionError, match="fixed first axis of 2"):
         batched(fixed, {"x": np.zeros((2, 3, 8, 8), np.float32)}, 5)
+
+
+def test_a_provider_that_does_not_start_is_not_timed_as_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime falls back to the CPU, and prints so on standard output."""
+
+    class Fallen:
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    def session(*_: Any, **__: Any) -> Fallen:
+        print("EP Error")
+        return Fallen()
+
+    monkeypatch.setattr(runtime, "session", session)
+    with pytest.raises(OptionError, match="'CUDAExecutionProvider' does not start here"):
+        Setting(1, ("CUDAExecutionProvider", "CPUExecutionProvider")).session(small.chain())
+    assert capsys.readouterr().out == ""
 
 
 def test_peak_memory_counts_the_weights(tmp_path: Path) -> None:

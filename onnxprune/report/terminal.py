@@ -60,7 +60,8 @@ def latency_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
     if found is None:
         return
     part, machine = found["measured"], found["machine"]
-    where = f"{machine['threads']} threads, {machine['providers'][0].removesuffix('ExecutionProvider')}"
+    plural = "" if machine["threads"] == 1 else "s"
+    where = f"{machine['threads']} thread{plural}, {machine['providers'][0].removesuffix('ExecutionProvider')}"
     took = f"{1e3 * found['seconds']['original']['median']:.3g} -> {1e3 * found['seconds']['pruned']['median']:.3g} ms"
     yield (
         f"latency: {took}, {part['median']:.3f} of the original's (quartiles {part['low']:.3f} - {part['high']:.3f} of "

@@ -24,7 +24,7 @@ class Spec:
     """A layer but for its widths: operator, attributes (serialised, in hexadecimal), shapes at full width, type, opset.
 
     x: shape of the activation in. w: of the weight. by: "pair" where it may have any numbers of channels in and out,
-    "channel" where those in and out are the same ones (depthwise), "whole" where it is measured as it is alone.
+    "channel" where those in and out are the same ones (depthwise).
     """
 
     op: str
@@ -88,8 +88,6 @@ class Spec:
         return made, {"x": np.random.default_rng(0).standard_normal(shape).astype(dtype)}
 
     def _weight(self, inputs: int, outputs: int, attributes: Mapping[str, Any]) -> tuple[int, ...]:
-        if self.by == "whole":
-            return self.w
         if self.op == "Conv":
             return (outputs, 1 if self.by == "channel" else inputs, *self.w[2:])
         if self.op == "ConvTranspose":
@@ -100,7 +98,8 @@ class Spec:
 def spec(net: Network, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> Spec | None:
     """The layer's spec for activations of these shapes; None for what cannot be built by itself.
 
-    That is whatever is not a floating-point Conv, ConvTranspose, Gemm or MatMul with a constant weight.
+    That is whatever is not a floating-point Conv (in groups only where it is depthwise), ConvTranspose, Gemm or MatMul with
+    a constant weight.
     """
     node = net.model.graph.node[layer.index]
     known = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.domain in ("", "ai.onnx")
@@ -113,6 +112,8 @@ def spec(net: Network, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> S
     if any(a.name == "transA" and a.i for a in node.attribute) or (node.op_type == "MatMul" and len(net.shapes[w]) != 2):
         return None
     depthwise = node.op_type == "Conv" and group > 1 and group == shapes[x][1]
+    if group > 1 and not depthwise:
+        return None
     return Spec(
         node.op_type,
         tuple(sorted(a.SerializeToString(deterministic=True).hex() for a in node.attribute)),
@@ -121,5 +122,5 @@ def spec(net: Network, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> S
         len(node.input) > 2 and bool(node.input[2]),
         str(net.kinds[w]),
         net.opset,
-        "channel" if depthwise else "pair" if group == 1 else "whole",
+        "channel" if depthwise else "pair",
     )

@@ -84,8 +84,6 @@ def _place(axis: Sequence[int], width: int, tread: int) -> tuple[int, float]:
 def measured(spec: Spec, measure: Measure) -> Table:
     """The table of a layer."""
     n, m = spec.inputs, spec.outputs
-    if spec.by == "whole":
-        return Table((n,), (m,), np.array([[measure(n, m, LIMIT)]]))
     if spec.by == "channel":
         tread = _tread(n, lambda width: measure(width, m, LIMIT))
         inputs = _points(n, tread, FRACTIONS_OUT)
