@@ -16,7 +16,7 @@ import small
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import api, cli, files, runtime
+from onnxprune import cli, files, job, runtime
 from onnxprune.data import InputSpec, open_data
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.graph import Network, graph_inputs
