@@ -173,9 +173,22 @@ def solve(moments: Moments, start: Array, ridge: float) -> Array:
 
 
 def best_ridge(train: Moments, held_out: Moments, start: Array, ridges: tuple[float, ...] = RIDGES) -> float | None:
-    """The ridge whose solution on some rows is best on others; None where `start` itself is."""
+    """The ridge whose solution on some rows is best on others; None where `start` itself is.
+
+    From the middle downhill: the error falls and then rises with the ridge, and every ridge that is tried costs a solution.
+    """
     if start.shape[1] > FEWER:
         ridges = ridges[1::2]
-    errors = {ridge: held_out.error(solve(train, start, ridge)) for ridge in ridges}
-    best = min(errors, key=lambda ridge: errors[ridge])
-    return best if errors[best] < held_out.error(start) else None
+    errors: dict[int, float] = {}
+
+    def error(i: int) -> float:
+        if not 0 <= i < len(ridges):
+            return float("inf")
+        if i not in errors:
+            errors[i] = held_out.error(solve(train, start, ridges[i]))
+        return errors[i]
+
+    best = len(ridges) // 2
+    while error(beside := min((best - 1, best + 1), key=error)) < error(best):
+        best = beside
+    return ridges[best] if error(best) < held_out.error(start) else None

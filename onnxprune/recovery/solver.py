@@ -17,7 +17,8 @@ How: TypeAlias = Literal["rescale", "bias", "bn", "lsq"]
 WAYS: tuple[How, ...] = ("rescale", "bias", "bn", "lsq")
 
 HELD_OUT = 5  # one row in so many judges the ridge
-SWEEPS = 6  # of the targets that a clip leaves open
+SWEEPS = 6  # of the targets that a clip leaves open, at most
+SETTLED = 0.02  # of what a solution has changed: a sweep that changes less is the last
 FEW_SWEEPS = 2  # in wide layers, where each takes as long as all that came before
 HELD = 512 << 20  # bytes of gathered rows that are kept between sweeps; more are gathered again
 LEAST = 1e-12
@@ -111,7 +112,10 @@ class _Solver:
         sweeps = FEW_SWEEPS if self.width > FEWER else SWEEPS
         for _ in range(sweeps if self.site.path.clips and self.reached else 0):
             self.all = self.clipped(matrix)
+            last = matrix
             matrix = system.solve(self.all.centred_targets() if self.site.home is not None else self.all.xt)
+            if np.linalg.norm(matrix - last) < SETTLED * np.linalg.norm(matrix - self.start):
+                break
         return matrix
 
     def centred(self, moments: Moments, about: Moments | None = None) -> Moments:
