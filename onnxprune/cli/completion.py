@@ -16,7 +16,7 @@ FILES = {"MODEL", "ORIGINAL", "PRUNED", "PLAN", "CALIB", "DATA", "OUT", "FILE.js
 
 def register(add: Add) -> None:
     sub = add("completion", "print a script that completes commands, options and files in a shell", completion)
-    sub.add_argument("shell", choices=SHELLS)
+    sub.add_argument("shell", choices=SHELLS, help="bash and zsh: eval the script; fish: source it")
 
 
 def completion(args: argparse.Namespace) -> None:
