@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
 from onnxprune.errors import OptionError
-from onnxprune.options import METHODS, RECOVERIES
+from onnxprune.options import RECOVERIES, methods
 from onnxprune.targets import TARGETS
 from onnxprune.training.settings import AUGMENTATIONS, OPTIMISERS, PRECISIONS, STATISTICS, Training
 
@@ -81,7 +81,7 @@ def cut(parser: Parser) -> None:
     """How a budget is met, and which samples judge the result."""
     group = parser.add_argument_group("what to cut")
     group.add_argument(
-        "--method", choices=METHODS, default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
+        "--method", choices=methods(), default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
     )
     group.add_argument(
         "--recover", choices=RECOVERIES, default="auto", help="new weights without training; auto: lsq where that helps"
