@@ -16,6 +16,7 @@ from onnxprune.finetuning import finetune
 from onnxprune.imported import load
 from onnxprune.options import Options
 from onnxprune.plan import Plan
+from onnxprune.plugins import load_installed as _load_plugins
 from onnxprune.saliency import Saliency
 from onnxprune.training.settings import Training
 
@@ -36,3 +37,5 @@ __all__ = [
     "sweep",
     "verify",
 ]
+
+_load_plugins()

@@ -13,15 +13,19 @@ from onnxprune.errors import OptionError
 from onnxprune.recovery.solver import WAYS
 from onnxprune.training.settings import Training
 
-METHODS = ("auto", "pfp", "pfp-random", "pfp-deterministic", OBS, *PLAIN)
 RECOVERIES = ("auto", "none", *WAYS)
+
+
+def methods() -> tuple[str, ...]:
+    """What `--method` may be, criteria of plug-ins included."""
+    return ("auto", "pfp", "pfp-random", "pfp-deterministic", OBS, *PLAIN)
 
 
 @dataclass(frozen=True)
 class Options:
     """Everything `prune` can be told beside the model, the data and the budget. Raises OptionError for nonsense.
 
-    method: see METHODS; `auto` is the best of pfp, pfp-deterministic and obs on held-out samples. recover: see
+    method: see `methods`; `auto` is the best of pfp, pfp-deterministic and obs on held-out samples. recover: see
     `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of it, by default of
     what `target` asks for (see `targets`). min_channels: no group becomes narrower. freeze: globs on layer and tensor names.
     samples: calibration samples, by default what the theory asks for. delta: failure probability of the certificate.
@@ -56,8 +60,8 @@ class Options:
     finetune: Training | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise OptionError(f"unknown method '{self.method}'", hint=f"it is one of {', '.join(METHODS)}")
+        if self.method not in methods():
+            raise OptionError(f"unknown method '{self.method}'", hint=f"it is one of {', '.join(methods())}")
         if self.recover not in RECOVERIES:
             raise OptionError(f"unknown recovery '{self.recover}'", hint=f"it is one of {', '.join(RECOVERIES)}")
         if self.attention not in (None, "heads", "dims"):

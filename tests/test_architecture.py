@@ -27,7 +27,7 @@ LAYERS = [
     {"analysis", "contraction", "influence", "saliency", "budget", "torchgraph"},
     {"criteria", "selection"},
     {"recovery", "training"},
-    {"certificate", "elimination"},
+    {"certificate", "elimination", "plugins"},
     {"options", "report", "result"},
     {"passes"},
     {"imported"},

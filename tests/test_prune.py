@@ -23,7 +23,7 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune import certify, cli, decide, finish, pairs, scoring, wire
 from onnxprune.errors import BudgetError, OptionError, OutputError, ValidationError
-from onnxprune.options import METHODS
+from onnxprune.options import methods
 from onnxprune.saliency import Saliency
 
 Array = np.ndarray[Any, Any]
@@ -302,7 +302,7 @@ def test_the_report_alone_tells_what_the_pruned_model_computes(name: str, method
 # ------------------------------------------------------------------------------------------------ the same bytes again
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods())
 def test_same_seed_same_bytes_for_every_method(here: Path, method: str) -> None:
     for number, seed in enumerate((3, 3) if method in ("auto", "pfp-deterministic", "obs", "activation") else (3, 3, 4)):
         recover = "none" if method in ("l1", "l2", "fpgm") else "auto"

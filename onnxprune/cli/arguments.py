@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
 from onnxprune.errors import OptionError
-from onnxprune.options import METHODS, RECOVERIES
+from onnxprune.options import RECOVERIES, methods
 from onnxprune.targets import TARGETS
 from onnxprune.training.settings import AUGMENTATIONS, OPTIMISERS, PRECISIONS, STATISTICS, Training
 
@@ -49,7 +49,7 @@ def general(parser: Parser) -> None:
 
 def model(parser: Parser) -> None:
     """What every command that analyses a model can be told about it."""
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="the .onnx file, which is never changed")
     import_model(parser)
 
 
@@ -81,7 +81,7 @@ def cut(parser: Parser) -> None:
     """How a budget is met, and which samples judge the result."""
     group = parser.add_argument_group("what to cut")
     group.add_argument(
-        "--method", choices=METHODS, default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
+        "--method", choices=methods(), default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
     )
     group.add_argument(
         "--recover", choices=RECOVERIES, default="auto", help="new weights without training; auto: lsq where that helps"
@@ -118,7 +118,7 @@ def data(parser: Parser, *, required: bool = False) -> None:
     group.add_argument("--std", nargs="+", type=float, metavar="S", help="divided by, after --mean")
     group.add_argument("--scale", type=float, default=1 / 255, help="multiplies the pixels 0..255 (default 1/255)")
     group.add_argument("--layout", choices=("nchw", "nhwc"), help="default: from the model's input")
-    group.add_argument("--color", choices=("rgb", "bgr"), default="rgb")
+    group.add_argument("--color", choices=("rgb", "bgr"), default="rgb", help="order of the channels that the model wants")
 
 
 def runtime(parser: Parser) -> None:
@@ -126,7 +126,7 @@ def runtime(parser: Parser) -> None:
     group.add_argument("--samples", type=int, metavar="N", help="calibration samples (default: what the theory asks for)")
     group.add_argument("--batch", type=int, metavar="N", help="samples per run (default: what fits memory)")
     group.add_argument("--providers", default="cpu", help="execution providers in order, e.g. cuda,cpu")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help="of every random choice")
     group.add_argument("--delta", type=float, default=0.01, help="failure probability of the certificate")
     group.add_argument(
         "--reduce", choices=("sum", "max"), default="sum", help="sensitivity: theory (sum) or the authors' code (max)"
@@ -152,7 +152,7 @@ def training(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--labels", choices=("ignore", "use"), default="ignore", help="whether true classes are learnt beside the outputs"
     )
     group.add_argument("--augment", choices=AUGMENTATIONS, default=known.augment, help="auto: mirror and shift image files")
-    group.add_argument("--optimiser", choices=OPTIMISERS, default=known.optimiser)
+    group.add_argument("--optimiser", choices=OPTIMISERS, default=known.optimiser, help="what takes the steps")
     group.add_argument("--rate", type=float, metavar="R", help="highest learning rate (default: the optimiser's)")
     group.add_argument("--decay", type=float, default=known.decay, metavar="D", help=f"weight decay (default {known.decay:g})")
     group.add_argument(
@@ -165,6 +165,6 @@ def training(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--batch-norm", choices=STATISTICS, default=known.batch_norm, help="whose statistics a batch norm that was kept uses"
     )
     group.add_argument("--patience", type=int, metavar="N", help="end after N epochs without an improvement")
-    group.add_argument("--precision", choices=PRECISIONS, default=known.precision)
+    group.add_argument("--precision", choices=PRECISIONS, default=known.precision, help="of the arithmetic")
     group.add_argument("--device", metavar="NAME", help="default: cuda where there is any, else cpu")
     return group

@@ -9,7 +9,7 @@ from onnxprune import api, files
 from onnxprune.cli import arguments, shared
 from onnxprune.cli.arguments import Add
 from onnxprune.errors import DataError
-from onnxprune.options import METHODS
+from onnxprune.options import methods
 from onnxprune.report.progress import progress
 from onnxprune.saliency import Saliency
 
@@ -18,11 +18,11 @@ def register(add: Add) -> None:
     sub = add("calibrate", "run the sample data once and keep the scores", calibrate)
     arguments.model(sub)
     arguments.output(sub)
-    sub.add_argument("--method", choices=METHODS, default="auto")
+    sub.add_argument("--method", choices=methods(), default="auto", help="which scores are made")
     arguments.data(sub, required=False)
     arguments.runtime(sub)
     sub = add("merge", "combine calibrations of shards of the data", merge)
-    sub.add_argument("parts", nargs="+", metavar="CALIB")
+    sub.add_argument("parts", nargs="+", metavar="CALIB", help="made by `onnxprune calibrate` of one model")
     arguments.output(sub)
 
 

@@ -20,13 +20,13 @@ def register(add: arguments.Add) -> None:
 
 
 def _arguments(parser: arguments.Parser) -> None:
-    parser.add_argument("pruned", metavar="PRUNED")
+    parser.add_argument("pruned", metavar="PRUNED", help="what `onnxprune prune` made")
     parser.add_argument("--teacher", required=True, metavar="ORIGINAL", help="the model that was pruned")
     arguments.output(parser)
     known, group = Training(), arguments.training(parser)
     group.add_argument("--epochs", type=int, default=known.epochs, metavar="N", help=f"default {known.epochs}")
     group.add_argument("--batch", type=int, default=known.batch, metavar="N", help=f"samples a step (default {known.batch})")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help="of every random choice")
     group.add_argument("--resume", action="store_true", help="go on from the checkpoint of an interrupted training")
     parser.add_argument("--validation", metavar="DATA", help="other data to compare the outputs on")
     parser.add_argument("--certify", metavar="DATA", help="samples for the certificate alone")

@@ -17,15 +17,16 @@ from typing import Any, NoReturn
 
 import onnxprune
 from onnxprune.budget import KINDS
-from onnxprune.cli import bench, calibrate, finetune, inspect, prune, report, sweep, verify
+from onnxprune.cli import bench, calibrate, completion, finetune, inspect, prune, report, sweep, verify
 from onnxprune.cli.arguments import Parser, Run, general
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.report.words import visible
 
-FAMILIES = (prune, sweep, inspect, calibrate, verify, finetune, bench, report)
+FAMILIES = (prune, sweep, inspect, calibrate, verify, finetune, bench, report, completion)
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """The parser of the whole command line; each command's own is in `commands`."""
     parser = Parser(prog="onnxprune", description="Provable filter pruning of ONNX files.")
     parser.add_argument("--version", action="version", version=f"onnxprune {onnxprune.__version__}")
     kinds = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not undo the work
     try:
-        args = _with_config(_parser(), argv)
+        args = _with_config(command_line(), argv)
         with _terminable():
             args.run(args)
         sys.stdout.flush()  # here, where a closed pipe is expected

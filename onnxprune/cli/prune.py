@@ -23,11 +23,11 @@ def register(add: Add) -> None:
     _prune(sub)
     sub = add("apply", "apply a plan to the model that it was made for", apply)
     arguments.model(sub)
-    sub.add_argument("plan", metavar="PLAN")
+    sub.add_argument("plan", metavar="PLAN", help="what `onnxprune prune --save-plan` wrote")
     arguments.output(sub)
     sub = add("demo", "the main job on the model and the data that ship with onnxprune", demo)
     sub.add_argument("name", nargs="?", default="vgg8", help="vgg8, resnet20 or mobilenet")
-    sub.add_argument("--macs", type=float, default=0.7, metavar="F")
+    sub.add_argument("--macs", type=float, default=0.7, metavar="F", help="fraction of the multiply-accumulates to keep")
     sub.add_argument("-o", "--out", default=None, metavar="OUT", help="default: onnxprune-demo/NAME.onnx")
 
 

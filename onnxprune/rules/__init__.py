@@ -88,7 +88,7 @@ FAMILIES: Mapping[str, RuleTable] = {
 }
 """All rules, by what their operators do."""
 
-STANDARD: RuleTable = {key: rule for family in FAMILIES.values() for key, rule in family.items()}
+STANDARD: dict[tuple[str, str], Rule] = {key: rule for family in FAMILIES.values() for key, rule in family.items()}
 
 
 __all__ = [
