@@ -16,7 +16,7 @@ from scipy.linalg.blas import get_blas_funcs
 from onnxprune.graph import Array
 
 TOGETHER = 64  # inputs * taps up to which NumPy solves all groups in one call
-FEWER = 1500  # and from which only every second ridge is tried
+FEWER = 512  # and from which only every second ridge is tried
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal of the Gram matrix
 CHUNK = 2048  # rows that are multiplied at once
 TRIANGLE = 256  # columns from which computing one triangle pays
