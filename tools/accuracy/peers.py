@@ -17,6 +17,7 @@ TORCH_PRUNING, ONNXSIM = "torch-pruning", "onnxsim"
 NEEDS = {TORCH_PRUNING: ("torch", "torch_pruning"), ONNXSIM: ("onnxsim",)}
 IMPORTANCES = ("magnitude", "group-norm", "taylor")
 HALVINGS = 11
+Way = Callable[[float, list[Any]], onnx.ModelProto]  # of a ratio and samples
 
 # method, fraction of the MACs kept, the cut model, and a function that recovers it without training
 Made = tuple[str, float, onnx.ModelProto, Callable[[], onnx.ModelProto] | None]
@@ -169,24 +170,24 @@ def onnxsim(network: Network, targets: list[float], calibration: tuple[Array, Ar
 
     simple, _ = sim.simplify(network.model)
     feeds = [{network.input: part} for part in np.split(calibration[0], 8)]
-    ways: dict[str, Callable[[float], onnx.ModelProto]] = {
-        "L2, local": lambda r: sim.apply_structured_pruning(simple, sparsity=r),
-        "L2, global": lambda r: sim.apply_structured_pruning(simple, sparsity=r, global_sparsity=True),
-        "Wanda, local": lambda r: sim.apply_structured_wanda_pruning(simple, feeds, seed=seed, sparsity=r),
-        "Wanda, global": lambda r: sim.apply_structured_wanda_pruning(
-            simple, feeds, seed=seed, sparsity=r, global_sparsity=True
-        ),
+    wanda = sim.apply_structured_wanda_pruning
+    ways: dict[str, Way] = {
+        "L2, local": lambda r, _: sim.apply_structured_pruning(simple, sparsity=r),
+        "L2, global": lambda r, _: sim.apply_structured_pruning(simple, sparsity=r, global_sparsity=True),
+        "Wanda, local": lambda r, given: wanda(simple, given, seed=seed, sparsity=r),
+        "Wanda, global": lambda r, given: wanda(simple, given, seed=seed, sparsity=r, global_sparsity=True),
     }
     for target in targets:
         for name, way in ways.items():
 
-            def cut(ratio: float, way: Any = way) -> tuple[float, onnx.ModelProto]:
-                made = way(ratio)
+            def cut(ratio: float, way: Way = way) -> tuple[float, float]:
+                made = way(ratio, feeds[:1])  # an eighth of the images while the ratio is looked for
                 _run(made, network.input, calibration[0][:1])
-                return macs(made) / network.macs, made
+                return macs(made) / network.macs, ratio
 
             try:
-                kept, pruned = nearest(target, cut)
+                pruned = way(nearest(target, cut)[1], feeds)
+                kept = macs(pruned) / network.macs
             except Exception as error:  # as above; broken files count as failures
                 print(f"{network.name} {target} onnxsim {name}: {type(error).__name__}: {error}", flush=True)
                 continue

@@ -281,4 +281,4 @@ def _key(name: str) -> str:
 def _set(module: nn.Module, **values: Any) -> None:
     with torch.no_grad():
         for name, value in values.items():
-            getattr(module, name).copy_(torch.as_tensor(np.array(value)))
+            getattr(module, name).copy_(value if isinstance(value, Tensor) else torch.from_numpy(np.array(value)))
