@@ -112,7 +112,7 @@ def rows() -> list[Row]:
     file = BUILD / "rows.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     key = ("network", "who", "method", "target", "seed", "stage", "images")
-    return list({tuple(row[k] for k in key): row for row in found}.values())
+    return list({(*(row[k] for k in key), row.get("epochs")): row for row in found}.values())
 
 
 # ----------------------------------------------------------------------------------------------------------------- report
@@ -149,10 +149,14 @@ def cell(found: list[Row]) -> str:
     """Accuracy (over seeds the mean and the spread), by what, at how many MACs."""
     if not found:
         return "-"
+    lengths = sorted({row.get("epochs", 0) for row in found})
+    if len(lengths) > 1:
+        return " / ".join(cell([row for row in found if row.get("epochs", 0) == length]) for length in lengths)
     values = [row["accuracy"] for row in found]
     spread = "" if len(values) == 1 else f" ({min(values):.2f} - {max(values):.2f}, {len(values)} seeds)"
     how = "; ".join(dict.fromkeys(row["method"] for row in found))
     kept = statistics.mean(row["macs"] for row in found)
+    how += f"; epochs: {lengths[0]}" if lengths[0] else ""
     return f"{statistics.mean(values):.2f}{spread} ({how}; {kept:.3f})"
 
 
