@@ -73,7 +73,9 @@ def measure(network: Network, who: str, target: float, seed: int, threads: int) 
     for stage, (row, model) in best.items():
         write({**row, "images": "all", "accuracy": accuracy(model, network, threads)})
         if stage == RECOVERED:
-            onnx.save(model, BUILD / f"{network.name}.{who}.{target}.{seed}.onnx")
+            path = BUILD / f"{network.name}.{who}.{target}.{seed}.onnx"
+            onnx.save(model, path)
+            path.with_suffix(".json").write_text(json.dumps(row))
 
 
 def tune(network: Network, who: str, target: float, seed: int, epochs: int, threads: int) -> None:
@@ -86,11 +88,10 @@ def tune(network: Network, who: str, target: float, seed: int, epochs: int, thre
     training = onnxprune.Training(epochs=epochs, seed=seed)
     done = onnxprune.finetune(path, network.path, network.train, training=training, images=network.images, seed=seed)
     seconds = round(cpu() - start)
-    of = {"network": network.name, "who": who, "target": target, "seed": seed, "stage": RECOVERED, "images": "all"}
-    row = next(row for row in rows() if of.items() <= row.items())
+    row = json.loads(path.with_suffix(".json").read_text())
     onnx.save(done.model, path.with_suffix(f".tuned{epochs}.onnx"))
     found = accuracy(done.model, network, threads)
-    write({**row, "stage": TUNED, "accuracy": found, "epochs": epochs, "cpu_seconds": seconds})
+    write({**row, "images": "all", "stage": TUNED, "accuracy": found, "epochs": epochs, "cpu_seconds": seconds})
 
 
 def cpu() -> float:
@@ -121,9 +122,7 @@ def rows() -> list[Row]:
 def report(known: dict[str, Network], threads: int) -> None:
     """Writes the data and the picture, prints the tables."""
     docs, found = ROOT / "docs", rows()
-    bases = {}
-    for name in dict.fromkeys(row["network"] for row in found):
-        bases[name] = accuracy(known[name].model, known[name], threads)
+    bases = {name: before(known[name], threads) for name in dict.fromkeys(row["network"] for row in found)}
     (docs / "accuracy.json").write_text(json.dumps({"original": bases, "rows": found}, indent=0) + "\n")
     (docs / "accuracy.svg").write_text(picture.svg(bases, [row for row in found if row["images"] == "all"]))
     for name, base in bases.items():
@@ -132,17 +131,32 @@ def report(known: dict[str, Network], threads: int) -> None:
         print(variants([row for row in found if row["network"] == name and row["images"] == "some"]))
 
 
+def before(network: Network, threads: int) -> float:
+    """The original's accuracy, measured once."""
+    kept = BUILD / f"{network.name}.before"
+    if not kept.exists():
+        kept.write_text(str(accuracy(network.model, network, threads)))
+    return float(kept.read_text())
+
+
 def table(found: list[Row]) -> str:
     """The best of each tool, all test images."""
     lines = ["| MACs kept | tool | cut only | recovered without training | after fine-tuning |", "| --- " * 5 + "|"]
     for target in sorted({row["target"] for row in found}, reverse=True):
         for who in WHO:
-            cells = [cell([r for r in found if (r["target"], r["who"], r["stage"]) == (target, who, s)]) for s in STAGES]
+            of = [row for row in found if (row["target"], row["who"]) == (target, who)]
+            cells = [cell(best_of_seeds([row for row in of if row["stage"] == stage])) for stage in STAGES]
             lines.append(f"| {target} | {who} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 STAGES = (CUT, RECOVERED, TUNED)
+
+
+def best_of_seeds(found: list[Row]) -> list[Row]:
+    """The best row for every seed (and number of epochs), should several variants have been measured on all images."""
+    rising = sorted(found, key=lambda row: row["accuracy"])
+    return list({(row["seed"], row.get("epochs")): row for row in rising}.values())
 
 
 def cell(found: list[Row]) -> str:
