@@ -124,10 +124,10 @@ def report(known: dict[str, Network], threads: int) -> None:
     docs, found = ROOT / "docs", rows()
     bases = {name: before(known[name], threads) for name in dict.fromkeys(row["network"] for row in found)}
     (docs / "accuracy.json").write_text(json.dumps({"original": bases, "rows": found}, indent=0) + "\n")
-    (docs / "accuracy.svg").write_text(picture.svg(bases, [row for row in found if row["images"] == "all"]))
+    (docs / "accuracy.svg").write_text(picture.svg(bases, best(found)))
     for name, base in bases.items():
         print(f"\n### {name}: {base:.2f} % before\n")
-        print(table([row for row in found if row["network"] == name and row["images"] == "all"]))
+        print(table([row for row in best(found) if row["network"] == name]))
         print(variants([row for row in found if row["network"] == name and row["images"] == "some"]))
 
 
@@ -145,7 +145,7 @@ def table(found: list[Row]) -> str:
     for target in sorted({row["target"] for row in found}, reverse=True):
         for who in WHO:
             of = [row for row in found if (row["target"], row["who"]) == (target, who)]
-            cells = [cell(best_of_seeds([row for row in of if row["stage"] == stage])) for stage in STAGES]
+            cells = [cell([row for row in of if row["stage"] == stage]) for stage in STAGES]
             lines.append(f"| {target} | {who} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -153,10 +153,11 @@ def table(found: list[Row]) -> str:
 STAGES = (CUT, RECOVERED, TUNED)
 
 
-def best_of_seeds(found: list[Row]) -> list[Row]:
-    """The best row for every seed (and number of epochs), should several variants have been measured on all images."""
-    rising = sorted(found, key=lambda row: row["accuracy"])
-    return list({(row["seed"], row.get("epochs")): row for row in rising}.values())
+def best(found: list[Row]) -> list[Row]:
+    """The best row on all images for each tool, budget, stage, seed and number of epochs."""
+    rising = sorted((row for row in found if row["images"] == "all"), key=lambda row: row["accuracy"])
+    key = ("network", "who", "target", "stage", "seed")
+    return list({(*(row[k] for k in key), row.get("epochs")): row for row in rising}.values())
 
 
 def cell(found: list[Row]) -> str:
@@ -183,7 +184,7 @@ def variants(found: list[Row]) -> str:
     ]
     first = min((row["seed"] for row in found), default=0)
     held = {(r["who"], r["method"], r["target"], r["stage"]): r["accuracy"] for r in found if r["seed"] == first}
-    for who, method in dict.fromkeys((w, m) for w, m, _, _ in held):
+    for who, method in sorted({(w, m) for w, m, _, _ in held}, key=lambda pair: (WHO.index(pair[0]), pair[1])):
         cells = []
         for target in targets:
             values = [held.get((who, method, target, stage)) for stage in (CUT, RECOVERED)]
