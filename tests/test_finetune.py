@@ -25,7 +25,7 @@ from onnxprune.training.settings import Training
 torch = pytest.importorskip("torch")
 
 from onnxprune.training.optimiser import is_matrix, optimiser, orthogonal  # noqa: E402
-from onnxprune.training.store import Store  # noqa: E402
+from onnxprune.training.store import Store, _varied  # noqa: E402
 from onnxprune.training.trainable import trainable  # noqa: E402
 from onnxprune.training.trainer import scheduled  # noqa: E402
 from onnxprune.training.tune import Tuned, apart, tune  # noqa: E402
@@ -559,3 +559,13 @@ def test_nothing_is_imported_before_it_is_needed() -> None:
     assert "finetune" in onnxprune.__all__ and callable(onnxprune.finetune)
     assert job.STAGES.index("finetune") < job.STAGES.index("validate")
     assert files.load  # the module, which training shares, is the real one
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (8, 8), (9, 40), (32, 32)])
+def test_pictures_of_every_size_can_be_shifted(size: tuple[int, int]) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (5, *size, 3), np.uint8)
+    varied = _varied(pictures, (1, 2), np.random.default_rng(1), mirrored=True)
+    assert varied.shape == pictures.shape
+    assert all(
+        set(map(tuple, v.reshape(-1, 3))) <= set(map(tuple, p.reshape(-1, 3))) for v, p in zip(varied, pictures, strict=True)
+    )

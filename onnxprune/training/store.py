@@ -117,9 +117,7 @@ def _varied(stored: Array, axes: tuple[int, int], rng: np.random.Generator, mirr
     pictures = np.moveaxis(stored, axes, (1, 2))
     n, height, width = pictures.shape[:3]
     up, left = height // SHIFT, width // SHIFT
-    wider = (
-        np.pad(pictures, ((0, 0), (up, up), (left, left), (0, 0)), mode="reflect") if min(height, width) > SHIFT else pictures
-    )
+    wider = np.pad(pictures, ((0, 0), (up, up), (left, left), (0, 0)), mode="reflect")
     ys, xs = rng.integers(0, 2 * up + 1, n), rng.integers(0, 2 * left + 1, n)
     turned = rng.random(n) < 0.5
     varied = np.empty_like(pictures)
