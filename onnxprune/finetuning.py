@@ -16,7 +16,7 @@ import onnx
 
 import onnxprune
 from onnxprune import certify as certifying
-from onnxprune import files, large, weights, wire
+from onnxprune import files, large, runtime, weights, wire
 from onnxprune.budget import Budget
 from onnxprune.certificate.population import population
 from onnxprune.certificate.words import POPULATION, absent
@@ -174,9 +174,7 @@ class _Pair:
         settings = replace(settings, **{k: v for k, v in then.items() if v})
         imported = load_as(teacher, None, settings)
         bare = certifying.without(model)
-        if (names := [v.name for v in graph_inputs(model)]) != [s.name for s in imported.specs]:
-            hint = "--teacher is the model that was pruned"
-            raise ModelError(f"the pruned model has inputs {', '.join(names)}, the teacher others", hint=hint)
+        _require_same_inputs(model, imported.model)
         digests = {"original": imported.groups.net.digest, "pruned": wire.digest(bare)}
         told, why = _true(text, digests)
         if report is not None and report.get("digests") != digests:
@@ -280,6 +278,19 @@ class _Pair:
             "digests": {"original": self.imported.groups.net.digest},
             "seconds": {},
         }
+
+
+def _require_same_inputs(pruned: onnx.ModelProto, teacher: onnx.ModelProto) -> None:
+    """Raises ModelError where one model cannot take what the other takes."""
+    ours, theirs = ({v.name: runtime.input_shape(v) for v in graph_inputs(m)} for m in (pruned, teacher))
+    alike = list(ours) == list(theirs) and all(
+        len(ours[k]) == len(theirs[k]) and all(None in (a, b) or a == b for a, b in zip(ours[k], theirs[k], strict=True))
+        for k in ours
+    )
+    if not alike:
+        words = [", ".join(f"{k} {list(v)}".replace("None", "?") for k, v in e.items()) for e in (ours, theirs)]
+        hint = "--teacher is the model that was pruned"
+        raise ModelError(f"the pruned model has inputs {words[0]}, the teacher {words[1]}", hint=hint)
 
 
 def _measured(agreement: float | None, distance: float | None, top1: tuple[float, float] | None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)."""
 
 STAGES = ("import", "measure", "calibrate", "sample", "finetune", "surgery", "validate", "certify")
+WORDS = 512  # bytes by which a certificate may grow when weights are trained
 ATTEMPTS = 3  # to meet a budget of latency, each with several trials
 
 
@@ -109,22 +110,35 @@ class Job:
         )
 
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
-        """What recovery and the certificate add to the file comes off the budget."""
-        spare, imported = 0, self.imported
+        """What recovery and the certificate add to the file comes off the budget; training, the longest part, is done once."""
+        train = self.settings.finetune is not None
+        spare = WORDS if train and self.budget.kind == "bytes" else 0
+        if not train or self.budget.kind in ("bytes", "params", "latency"):
+            made, spare = self._fitting(spare)
+            if not train:
+                return made
+            self.imported.groups.net.scratch.drop(made[1])
+        decision = self._decided(spare)
+        with self.clock.stage("finetune"):
+            tuned = finetuning.tuned(self.imported, decision.finished, self.settings, self.split, self.tell, self.said)
+        decision = replace(decision, finished=tuned)
+        return decision, *self._made(decision)
+
+    def _decided(self, spare: int) -> Decision:
+        with self.clock.stage("sample"):
+            return decide(self.imported, self.saliencies, self.settings, self.budget, self.finish, spare, self.latency)
+
+    def _fitting(self, spare: int) -> tuple[tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None], int]:
+        """A network that keeps to the budget as a whole file, and how much had to be spared for that."""
         for attempt in range(ATTEMPTS if self.latency is not None else sys.maxsize):
-            with self.clock.stage("sample"):
-                decision = decide(imported, self.saliencies, self.settings, self.budget, self.finish, spare, self.latency)
-            if self.settings.finetune is not None:
-                with self.clock.stage("finetune"):
-                    tuned = finetuning.tuned(imported, decision.finished, self.settings, self.split, self.tell, self.said)
-                decision = replace(decision, finished=tuned)
+            decision = self._decided(spare)
             pruned, found, told = self._made(decision)
             excess = self._excess(decision, pruned, attempt)
             if excess <= 0:
                 break
-            imported.groups.net.scratch.drop(pruned)
+            self.imported.groups.net.scratch.drop(pruned)
             spare += math.ceil(excess)
-        return decision, pruned, found, told
+        return (decision, pruned, found, told), spare
 
     def _excess(self, decision: Decision, pruned: onnx.ModelProto, attempt: int) -> float:
         """By how much the model is beyond a budget that only the finished model tells."""

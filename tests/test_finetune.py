@@ -16,7 +16,7 @@ import small
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import cli, files, job, runtime
+from onnxprune import cli, files, finetuning, job, runtime
 from onnxprune.data import InputSpec, open_data
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.graph import Network, graph_inputs
@@ -569,3 +569,31 @@ def test_pictures_of_every_size_can_be_shifted(size: tuple[int, int]) -> None:
     assert all(
         set(map(tuple, v.reshape(-1, 3))) <= set(map(tuple, p.reshape(-1, 3))) for v, p in zip(varied, pictures, strict=True)
     )
+
+
+@pytest.mark.parametrize("budget", [{"bytes": 0.7}, {"params": 0.6}])
+def test_training_is_done_once_and_the_budget_is_kept(
+    budget: dict[str, float], given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, whole = [], finetuning.tuned
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return whole(*args)
+
+    monkeypatch.setattr(finetuning, "tuned", counted)
+    training = Training(**{**EXACT, "epochs": 4})
+    options = {"method": "l1", "recover": "none", "samples": 64, "finetune": training}
+    result = onnxprune.prune(given / "m.onnx", given / "d.npz", budget=budget, **options)
+    assert calls == [1] and result.report["finetune"]["best"] > 0
+    (kind, value), *_ = budget.items()
+    assert result.report["pruned"][kind] <= value * result.report["original"][kind]
+    assert kind != "bytes" or len(result.model.SerializeToString()) == result.report["pruned"]["bytes"]
+
+
+def test_a_teacher_of_other_shapes_is_refused_in_words(given: Path) -> None:
+    teacher = onnx.load(given / "m.onnx")
+    teacher.graph.input[0].type.tensor_type.shape.dim[1].dim_value += 1
+    with pytest.raises(ModelError, match=r"has inputs x \[.*\], the teacher x \["):
+        finetuning._require_same_inputs(onnx.load(given / "p.onnx"), teacher)
+    finetuning._require_same_inputs(onnx.load(given / "p.onnx"), onnx.load(given / "m.onnx"))

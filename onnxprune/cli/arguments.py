@@ -53,6 +53,12 @@ def model(parser: Parser) -> None:
     import_model(parser)
 
 
+def pair(parser: Parser) -> None:
+    """The two files of a pruning."""
+    parser.add_argument("original", metavar="ORIGINAL", help="the model that was pruned")
+    parser.add_argument("pruned", metavar="PRUNED", help="what `onnxprune prune` made of it")
+
+
 def import_model(parser: Parser) -> None:
     group = parser.add_argument_group("the model")
     group.add_argument(

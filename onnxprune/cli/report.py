@@ -15,8 +15,7 @@ from onnxprune.saliency import Saliency
 
 def register(add: Add) -> None:
     sub = add("report", "make one HTML page about a pair of original and pruned model", report)
-    sub.add_argument("original", metavar="ORIGINAL", help="the model that was pruned")
-    sub.add_argument("pruned", metavar="PRUNED", help="what `onnxprune prune` made of it")
+    arguments.pair(sub)
     arguments.output(sub)
     sub.add_argument("--report", metavar="FILE.json", help="default: PRUNED.report.json")
     sub.add_argument("--sweep", metavar="FILE.json", help="what `onnxprune sweep` wrote, to show the curve")

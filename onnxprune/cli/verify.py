@@ -17,8 +17,7 @@ from onnxprune.report.progress import progress
 
 def register(add: Add) -> None:
     sub = add("verify", "re-validate a pair of original and pruned model", verify)
-    sub.add_argument("original", metavar="ORIGINAL", help="the model that was pruned")
-    sub.add_argument("pruned", metavar="PRUNED", help="what `onnxprune prune` made of it")
+    arguments.pair(sub)
     arguments.import_model(sub)
     sub.add_argument("--report", metavar="FILE.json", help="default: PRUNED.report.json")
     sub.add_argument("--validation", metavar="DATA", help="what `prune` had, to check the certificate's numbers")

@@ -21,7 +21,6 @@ class Teacher:
     def __init__(self, model: onnx.ModelProto, wanted: Sequence[str], device: str, threads: int) -> None:
         self._wanted = list(wanted)
         self._graph = None if device == "cpu" else TorchGraph(model, device=device)
-        self._device = device
         self._session = None
         if self._graph is None:
             self._session = runtime.session(runtime.with_outputs(model, wanted), threads=threads)
