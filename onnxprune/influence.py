@@ -39,7 +39,7 @@ def influences(
 ) -> dict[Layer, float]:
     """For every layer the relative error (L2, about the mean over samples) of the outputs for one of its own of the same kind.
 
-    Small errors: a factor of 1 means that they arrive as they are. Layers that cannot be reached (in a body, say) get the
+    A factor of 1 means that errors arrive as they are. Layers that cannot be reached (in a body, or that make integers) get the
     median of the others, and all get 1 where the model has no floating-point output that varies. Deterministic.
     """
     made = {o for node in net.source.graph.node for o in node.output if o}
@@ -53,8 +53,9 @@ def influences(
     for batch in batches:
         names = list(dict.fromkeys([*outputs, *tensors]))
         found = dict(zip(names, runtime.run(plain, batch, names), strict=True))
-        noisy = noisy or runtime.session(_noised(net.source, {t: found[t] for t in tensors}), providers=providers)
-        none = {_noise(t): np.zeros(1, found[t].dtype) for t in tensors}
+        floats = {t: found[t] for t in tensors if found[t].dtype.kind == "f"}  # integers have no errors to be added
+        noisy = noisy or runtime.session(_noised(net.source, floats), providers=providers)
+        none = {_noise(t): np.zeros(1, value.dtype) for t, value in floats.items()}
         size += [_energy(found[o]) for o in outputs]
         for k, layer in enumerate(here):
             error = _error(found[layer.out.tensor], layer.out.axis, rng)

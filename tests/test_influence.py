@@ -15,6 +15,7 @@ from onnxprune.influence import influences, samples_for
 
 Array = np.ndarray[Any, Any]
 EYE = np.eye(16, dtype=np.float32).reshape(16, 16, 1, 1)
+HALF = np.array([0.5], np.float32)
 X = (64, 16, 1, 1)
 
 
@@ -71,6 +72,21 @@ def test_layers_that_nothing_reads_later_and_bodies_get_the_usual(monkeypatch: p
     monkeypatch.setattr(influence, "_error", silent_for_b)
     found = {layer.out.tensor: v for layer, v in influences(groups.net, layers, data).items()}
     assert found["b"] == pytest.approx(np.median([v for k, v in found.items() if k != "b"]))
+
+
+def test_layers_that_make_integers_get_the_usual() -> None:
+    """Their outputs have no room for small errors; the layers around them are measured all the same."""
+    nodes = [
+        ("Conv", "a wb", "b"), ("QuantizeLinear", "b s z", "q"), ("QLinearConv", "q s z v s z s z", "p"),
+        ("DequantizeLinear", "p s z", "r"), ("Conv", "r e", "t"), ("Mul", "t half", "y"),
+    ]  # fmt: skip
+    scale, zero = np.array(0.05, np.float32), np.array(128, np.uint8)
+    integers = np.random.default_rng(0).integers(100, 156, (16, 16, 1, 1)).astype(np.uint8)
+    weights = {"wa": EYE, "wb": w(16, 16, 1, 1), "e": EYE, "s": scale, "z": zero, "v": integers, "half": HALF}
+    found = measured(build(nodes, weights, x=X))
+    assert found["t"] == pytest.approx(1.0, rel=0.02)
+    assert 0.1 < found["b"] < 10
+    assert found["p"] == pytest.approx(np.median([found["b"], found["t"]]))
 
 
 def test_an_answer_that_is_no_number_tells_nothing() -> None:

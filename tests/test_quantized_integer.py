@@ -504,11 +504,12 @@ def test_activations_are_nearly_those_of_the_float_network(net: str, way: str) -
 # --------------------------------------------------------------------------------------------------------------- in one go
 
 
+@pytest.mark.parametrize("method", ["pfp", "obs"])
 @pytest.mark.parametrize(("net", "way"), [("residual", "qop channel"), ("depthwise", "dynamic"), ("residual", "qdq")])
-def test_prune_from_file_to_report(net: str, way: str, tmp_path: Path) -> None:
+def test_prune_from_file_to_report(net: str, way: str, method: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(quantised(net, way), path)
-    result = onnxprune.prune(path, small.images(24), budget={"macs": 0.7}, samples=16)
+    result = onnxprune.prune(path, small.images(24), budget={"macs": 0.7}, samples=16, method=method)
     assert 0.65 < result.report["pruned"]["macs"] / result.report["original"]["macs"] <= 0.7
     assert result.report["validation"]["masked_max_relative_error"] <= STEP
     result.save(tmp_path / "out.onnx")
