@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import math
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -47,8 +50,8 @@ def providers(names: Sequence[str] = ("cpu",)) -> list[str]:
     for name in names:
         full = _PROVIDERS.get(name.lower(), name)
         if full not in ort.get_available_providers():
-            have = ", ".join(ort.get_available_providers())
-            raise OptionError(f"execution provider '{name}' is not available", hint=f"this ONNX Runtime has {have}")
+            hint = f"this ONNX Runtime has {', '.join(ort.get_available_providers())}"
+            raise OptionError(f"execution provider '{name}' is not available", hint=hint)
         chosen.append(full)
     return list(dict.fromkeys([*chosen, "CPUExecutionProvider"]))
 
@@ -78,15 +81,14 @@ def session(
     pattern: bool = True,
     profile: str | None = None,
 ) -> ort.InferenceSession:
-    """An inference session; ModelError with ONNX Runtime's own words when it refuses the model.
+    """An inference session, which maps weights that are in files by itself.
 
-    Weights that are in files are mapped by ONNX Runtime itself. optimise: as deployed; else every node runs as it stands,
-    and ONNX Runtime makes no repacked copies of such weights.
+    Raises ModelError with ONNX Runtime's own words when it refuses the model, OptionError where it falls back from a provider.
+    optimise: as deployed; else every node runs as it stands, and ONNX Runtime makes no repacked copies of such weights.
     reuse: whether a tensor may take the place of one that is no longer needed. Planning that takes time that grows with the
     square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
     the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
-    pattern: whether runs after the first take all their memory at once, beside what the arena holds from the first.
-    profile: where the name of a profile starts, to be written when profiling ends; None for no profile.
+    pattern: whether runs after the first take all their memory at once. profile: where the name of a profile starts, if any.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -101,10 +103,15 @@ def session(
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.add_session_config_entry("session.disable_prepacking", str(int(not optimise)))
+    wanted = list(providers or ["CPUExecutionProvider"])
     try:
-        return ort.InferenceSession(blob, options, providers=list(providers or ["CPUExecutionProvider"]))
+        with contextlib.redirect_stdout(io.StringIO() if len(wanted) > 1 else sys.stdout):  # it prints that it falls back
+            made = ort.InferenceSession(blob, options, providers=wanted)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
         raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from None
+    if wanted[0] not in made.get_providers():
+        raise OptionError(f"execution provider '{wanted[0]}' does not start here", hint="is its GPU there, with its libraries?")
+    return made
 
 
 def release() -> None:
@@ -331,10 +338,7 @@ def _probe_by_guess(model: onnx.ModelProto, shapes: Shapes) -> Network:
 
 
 def _modest(model: onnx.ModelProto, shapes: Shapes) -> Network | None:
-    """The network on small images, where tensors on usual ones would be too large if they grow with the square of the pixels.
-
-    Attention between all pixels does: on 224 x 224 of them, 10 GB for one head. None where there is no such danger.
-    """
+    """The network on small images, where tensors that grow with the square of the pixels would be too large on usual ones."""
     images = [v for v in graph_inputs(model) if v.name not in shapes and len(input_shape(v)) == 4]
     if not any(None in input_shape(v)[1:] for v in images):
         return None

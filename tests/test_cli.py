@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import onnxprune
-from onnxprune import api, cli, files, job
+from onnxprune import api, cli, files, job, runtime
 from onnxprune.plan import Plan
 
 Run = Callable[..., tuple[int, str, str]]
@@ -490,6 +490,29 @@ def test_verify_says_what_it_checked(run: Run, given: Path, tmp_path: Path) -> N
 
 def test_providers_may_be_spaced(run: Run, tmp_path: Path) -> None:
     assert run(prune("-q --providers 'cpu, cpu' --samples 4", out=str(tmp_path / "a.onnx"))) == (0, "", "")
+
+
+@pytest.mark.parametrize(("name", "full"), [("cuda", "CUDA"), ("tensorrt", "Tensorrt"), ("tensorrt,cuda,cpu", "Tensorrt")])
+@pytest.mark.parametrize(
+    "command",
+    ["verify m.onnx p.onnx --data d.npz", "bench m.onnx", "calibrate m.onnx --data d.npz -o new.calib", prune("--samples 4")],
+)
+def test_a_provider_that_does_not_start_is_an_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, name: str, full: str
+) -> None:
+    """ONNX Runtime has the providers built in, but without their libraries it goes on with the CPU and prints so."""
+    real = runtime.ort.InferenceSession
+
+    def session(*arguments: Any, providers: list[str], **more: Any) -> Any:
+        if providers[0] != "CPUExecutionProvider":
+            print("EP Error")
+        return real(*arguments, providers=["CPUExecutionProvider"], **more)
+
+    built_in = [f"{kind}ExecutionProvider" for kind in ("Tensorrt", "CUDA", "CPU")]
+    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: built_in)
+    monkeypatch.setattr(runtime.ort, "InferenceSession", session)
+    code, out, err = run(f"{command} --providers {name}")
+    assert (code, out) == (2, "") and f"'{full}ExecutionProvider' does not start here" in err.splitlines()[-1], err
 
 
 def test_calibrate_and_merge_say_what_they_wrote(run: Run, tmp_path: Path) -> None:

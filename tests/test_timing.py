@@ -162,14 +162,13 @@ def test_a_provider_that_does_not_start_is_not_timed_as_another(
     """ONNX Runtime falls back to the CPU, and prints so on standard output."""
 
     class Fallen:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            print("EP Error")
+
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
 
-    def session(*_: Any, **__: Any) -> Fallen:
-        print("EP Error")
-        return Fallen()
-
-    monkeypatch.setattr(runtime, "session", session)
+    monkeypatch.setattr(runtime.ort, "InferenceSession", Fallen)
     with pytest.raises(OptionError, match="'CUDAExecutionProvider' does not start here"):
         Setting(1, ("CUDAExecutionProvider", "CPUExecutionProvider")).session(small.chain())
     assert capsys.readouterr().out == ""
