@@ -19,9 +19,11 @@ from onnxprune.plan import Plan
 from onnxprune.plugins import load_installed as _load_plugins
 from onnxprune.saliency import Saliency
 from onnxprune.training.settings import Training
+from onnxprune.trt.export import HandOver, export_trt
 
 __all__ = [
     "Budget",
+    "HandOver",
     "ImageOptions",
     "OnnxPruneError",
     "Options",
@@ -31,6 +33,7 @@ __all__ = [
     "Training",
     "apply",
     "calibrate",
+    "export_trt",
     "finetune",
     "load",
     "prune",

@@ -18,7 +18,12 @@ EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Reads an ONNX file with its external data, and simplifies it (see `inline`).
+    """Reads an ONNX file as `read` does, and simplifies it (see `inline`)."""
+    return inline.simplified(read(path), os.fspath(path))
+
+
+def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Reads an ONNX file with its external data, as it stands.
 
     The external data of a large model stay in their files, see `large`.
 
@@ -43,7 +48,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         text = str(error).splitlines()[0]
         raise ModelError(f"the external data of {path} cannot be read: {text}", hint="keep the data file beside it") from None
-    return inline.simplified(model, str(path))
+    return model
 
 
 def external_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -89,8 +94,11 @@ def _writable(path: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if, and only if, the block ends well. Raises OutputError."""
+def whole_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if, and only if, the block ends well. Raises OutputError.
+
+    mode: the permissions of the file, less what the umask takes away.
+    """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".onnxprune-", suffix=path.suffix)
         os.close(handle)
@@ -99,7 +107,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             yield temporary
             umask = os.umask(0)
             os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+            temporary.chmod(mode & ~umask)  # mkstemp makes files that only their owner may read
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

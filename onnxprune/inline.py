@@ -40,7 +40,7 @@ def simplified(model: onnx.ModelProto, name: str = "the model") -> onnx.ModelPro
     when its functions cannot be inlined.
     """
     if model.functions:
-        model = _without_functions(model, name)
+        model = without_functions(model, name)
     if not any(bodies(node) for node in model.graph.node):
         return model
     copy = onnx.ModelProto()
@@ -51,8 +51,8 @@ def simplified(model: onnx.ModelProto, name: str = "the model") -> onnx.ModelPro
     return copy if changed else model
 
 
-def _without_functions(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Each call is replaced by the function's body, so that channels can be followed."""
+def without_functions(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Each call is replaced by the function's body, so that channels can be followed. Raises ModelError."""
     try:
         flat: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # the inliner raises what its C++ core throws

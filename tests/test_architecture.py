@@ -38,7 +38,7 @@ LAYERS = [
     {"pairs", "search"},
     {"finetuning"},
     {"job"},
-    {"api", "bench", "pages"},
+    {"api", "bench", "pages", "trt"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}

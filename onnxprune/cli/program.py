@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 
 import onnxprune
 from onnxprune.budget import KINDS
-from onnxprune.cli import bench, calibrate, completion, finetune, inspect, prune, report, sweep, verify
+from onnxprune.cli import bench, calibrate, completion, export_trt, finetune, inspect, prune, report, sweep, verify
 from onnxprune.cli.arguments import Parser, Run, general
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.report.words import visible
 
-FAMILIES = (prune, sweep, inspect, calibrate, verify, finetune, bench, report, completion)
+FAMILIES = (prune, sweep, inspect, calibrate, verify, finetune, bench, export_trt, report, completion)
 
 
 def command_line() -> Parser:
@@ -74,7 +74,7 @@ def _with_config(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 def _as_arguments(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{key}"] if value else []
-    if isinstance(value, list) and key in ("freeze", "shape"):
+    if isinstance(value, list) and key in ("freeze", "shape", "shapes", "plugin"):
         return [part for v in value for part in (f"--{key}", str(v))]
     if isinstance(value, list) and key == "budgets":
         return [f"--{key}", ",".join(str(v) for v in value)]
