@@ -129,7 +129,7 @@ def test_every_marked_block_runs(name: str, folder: Path, capsys: pytest.Capture
         lines = [line for line in text.replace("\\\n", " ").split("\n") if line.strip()]
         assert all(PROMPT.match(line) for line in lines), f"{name}: only commands of onnxprune are run here: {lines}"
         for words in commands(text):
-            if words[0] in ("prune", "merge", "calibrate", "report", "finetune"):
+            if words[0] in ("prune", "merge", "calibrate", "report", "finetune", "export-trt"):
                 words.append("--force")  # several tasks of one page write small.onnx
             assert cli.main(words) == 0, f"{name}: {shlex.join(words)}\n{capsys.readouterr().err}"
 
