@@ -88,6 +88,15 @@ def test_operators_in_bodies_and_in_local_functions_are_checked() -> None:
     assert "BitShift is listed as not supported" in said(called)
 
 
+def test_nodes_that_cannot_be_are_a_bad_file() -> None:
+    model = parsed("y = Relu(x)")
+    del model.graph.node[0].input[:]
+    with pytest.raises(ModelError, match="Relu 'y' lacks inputs"):
+        found(model)
+    with pytest.raises(ModelError, match="GridSample 'y' is no operator of set 13"):
+        found(parsed("y = GridSample(x, x)", opset=13))
+
+
 def test_a_plugin_turns_what_is_not_of_onnx_into_unknown() -> None:
     model = parsed("a = com.microsoft.FusedConv(x, x)\n y = Det(a)")
     assert {(f["severity"], f["what"].split(" ", 1)[0]) for f in found(model)} == {

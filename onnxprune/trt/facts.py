@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from onnxprune import inline, kinds, weights
 from onnxprune.control import bodies, every_graph
+from onnxprune.errors import ModelError
 from onnxprune.graph import Array, graph_inputs
 
 CONSTANT_DOMAINS = ("", "ai.onnx")
@@ -39,9 +40,12 @@ class Facts:
 
     @staticmethod
     def of(model: onnx.ModelProto, version: tuple[int, int]) -> Facts:
-        """Raises ModelError for local functions that cannot be inlined."""
+        """Raises ModelError for local functions that cannot be inlined, and nodes that lack inputs or outputs."""
         flat = inline.without_functions(model, "the model") if model.functions else model
-        return replace(Facts(flat, version), known=_types(flat))
+        made = Facts(flat, version)
+        for node in made.nodes():
+            _complete(node, made.opset)
+        return replace(made, known=_types(flat))
 
     @cached_property
     def opset(self) -> int:
@@ -108,6 +112,21 @@ class Facts:
         if name in self.constants:
             return list(self.constants[name].dims)
         return None if name in self.ambiguous else self.shapes.get(name)
+
+
+def _complete(node: onnx.NodeProto, opset: int) -> None:
+    """Raises ModelError where a node of ONNX has fewer inputs or outputs than it needs, or came with a later operator set."""
+    if node.domain not in CONSTANT_DOMAINS:
+        return
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        if onnx.defs.has(node.op_type):
+            hint = "the file is no valid ONNX model"
+            raise ModelError(f"{node.op_type} '{label(node)}' is no operator of set {opset}", hint=hint) from None
+        return
+    if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
+        raise ModelError(f"{node.op_type} '{label(node)}' lacks inputs or outputs", hint="the file is no valid ONNX model")
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int | None]:
