@@ -473,6 +473,20 @@ def test_scripts_are_executable_and_never_replaced_unasked(model: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         made.save("go.sh")
     made.save("go.sh", force=True)
+    (model.parent / "elsewhere").mkdir()
+    with pytest.raises(OutputError, match=r"made for a script in \."):
+        made.save("elsewhere/go.sh")
+
+
+def test_links_do_not_lead_a_script_astray(model: Path, fake: Fake) -> None:
+    log = fake("trtexec")
+    fake("polygraphy")
+    (model.parent / "deep" / "down").mkdir(parents=True)
+    (model.parent / "link").symlink_to(model.parent / "deep" / "down")
+    assert cli.main(["export-trt", "m.onnx", "-o", "link/go.sh", "-q"]) == 0
+    subprocess.run(["link/go.sh"], check=True, stdout=subprocess.DEVNULL)
+    assert calls(log)[0][1] == "--onnx=../../m.onnx"
+    assert Path("m.engine").exists()
 
 
 @pytest.mark.parametrize(

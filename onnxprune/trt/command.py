@@ -131,6 +131,9 @@ def _wrapped(words: Sequence[str]) -> str:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """The path as a script in `folder` would write it. It starts with a dot: trtexec takes a tilde for the home folder."""
-    found = os.path.relpath(path.absolute(), folder.absolute())
+    """The path as a script in `folder` would write it, whatever links lead to either.
+
+    It starts with a dot: trtexec takes a tilde for the home folder.
+    """
+    found = os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
     return found if found.startswith("..") else f"./{found}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import files
-from onnxprune.errors import ModelError, OptionError, ValidationError
+from onnxprune.errors import ModelError, OptionError, OutputError, ValidationError
 from onnxprune.trt import check, command, profiles, quantised, run, widths
 from onnxprune.trt.facts import Facts, Finding
 from onnxprune.trt.operators import SOURCE, SYMMETRIC
@@ -51,6 +51,9 @@ class HandOver:
         """
         self.require_taken()
         files.writable(Path(path), force=force)
+        if Path(path).parent.resolve() != self.folder.resolve():
+            hint = "give export_trt the folder of the script"
+            raise OutputError(f"the commands were made for a script in {self.folder}, not for {path}", hint=hint)
         with files.whole_file(Path(path), 0o777) as temporary:
             temporary.write_text(self.script, encoding="utf-8", errors="surrogateescape")
 
