@@ -76,6 +76,7 @@ def session(
     optimise: bool = True,
     reuse: bool = True,
     pattern: bool = True,
+    spin: bool = True,
     profile: str | None = None,
 ) -> ort.InferenceSession:
     """An inference session; ModelError with ONNX Runtime's own words when it refuses the model.
@@ -86,6 +87,7 @@ def session(
     square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
     the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
     pattern: whether runs after the first take all their memory at once, beside what the arena holds from the first.
+    spin: whether threads that wait for work keep their processors busy for a while, which they take from what runs in between.
     profile: where the name of a profile starts, to be written when profiling ends; None for no profile.
     """
     options = ort.SessionOptions()
@@ -93,6 +95,8 @@ def session(
     options.intra_op_num_threads = threads or default_threads()
     options.enable_mem_reuse = reuse
     options.enable_mem_pattern = pattern
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:
