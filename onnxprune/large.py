@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -166,3 +168,10 @@ def unsay(model: onnx.ModelProto) -> None:
             refer(tensor, place(tensor))
         else:
             tensor.ClearField("data_location")
+
+
+def release() -> None:
+    """Hands memory that was freed back to the system, where the C library can: what an import left would count for ever."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import math
 import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -79,6 +77,7 @@ def session(
     optimise: bool = True,
     reuse: bool = True,
     pattern: bool = True,
+    spin: bool = True,
     profile: str | None = None,
 ) -> ort.InferenceSession:
     """An inference session, which maps weights that are in files by itself.
@@ -88,13 +87,17 @@ def session(
     reuse: whether a tensor may take the place of one that is no longer needed. Planning that takes time that grows with the
     square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
     the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
-    pattern: whether runs after the first take all their memory at once. profile: where the name of a profile starts, if any.
+    pattern: whether runs after the first take all their memory at once, beside what the arena holds from the first.
+    spin: whether threads that wait for work keep their processors busy for a while, which they take from what runs in between.
+    profile: where the name of a profile starts, to be written when profiling ends; None for no profile.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or default_threads()
     options.enable_mem_reuse = reuse
     options.enable_mem_pattern = pattern
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:
@@ -105,20 +108,13 @@ def session(
         options.add_session_config_entry("session.disable_prepacking", str(int(not optimise)))
     wanted = list(providers or ["CPUExecutionProvider"])
     try:
-        with contextlib.redirect_stdout(io.StringIO() if len(wanted) > 1 else sys.stdout):  # it prints that it falls back
+        with contextlib.redirect_stdout(io.StringIO()) if len(wanted) > 1 else contextlib.nullcontext():  # it prints fallbacks
             made = ort.InferenceSession(blob, options, providers=wanted)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
         raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from None
     if wanted[0] not in made.get_providers():
         raise OptionError(f"execution provider '{wanted[0]}' does not start here", hint="is its GPU there, with its libraries?")
     return made
-
-
-def release() -> None:
-    """Hands memory that was freed back to the system, where the C library can: what an import left would count for ever."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 def run(sess: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:

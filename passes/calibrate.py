@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxprune import runtime
+from onnxprune import large, runtime
 from onnxprune.channels import Index
 from onnxprune.contraction import consumers, dequantised, parameter_names, stackable, units, weight_values
 from onnxprune.control import expose
@@ -54,30 +54,22 @@ def calibrate(
     layers = consumers(groups)
     if not layers:
         return _finish(groups, criterion, [], len(chosen), (samples.digest(chosen),))
-    runtime.release()
+    large.release()
     weights = weight_values(groups.net, layers)
     reads = list(dict.fromkeys(r for layer in layers for r in _reads(layer)))
     constant = _constant_reads(groups, reads)
     tensors = list(dict.fromkeys([name for name, _ in reads] + parameter_names(steps for _, steps in reads)))
     model, outputs = expose(groups.net.source, tensors)
-    session = runtime.session(runtime.with_outputs(model, outputs.values()), providers=providers, pattern=False)
+    session = runtime.session(runtime.with_outputs(model, outputs.values()), providers=providers, pattern=False, spin=False)
     del model
-    runtime.release()
+    large.release()
     total: Saliency | None = None
     met: set[str] = set()
     runs = _runs(groups, session, samples, chosen, reads, outputs, batch)
     for seen, count in _stacked(runs, _stack(groups, layers)):
-        values = seen | constant
-        found: list[LayerScore] = []
-        for layer in layers:
-            known = total.by_layer.get(layer.name, {}) if total else {}
-            x, *other = (values[read] for read in _reads(layer))
-            w = other[0] if other else weights[layer]
-            found.extend(_observed(groups, criterion, layer, x, w, known))
-            if x.size and w.size:
-                met.add(layer.name)
-        del seen, values, x, w, other  # before the next run, which needs as much
-        shard = _finish(groups, criterion, found, count, ())
+        shard = _scored(groups, criterion, layers, weights, seen | constant, count, total)
+        met |= {layer.name for layer in layers if all(seen[r].size for r in _reads(layer) if r in seen)}
+        del seen  # before the next run, which needs as much
         total = shard if total is None else total.merged(shard)
         if progress:
             progress(total.samples, len(chosen))
@@ -85,6 +77,26 @@ def calibrate(
         return _finish(groups, criterion, [], 0, ())
     data = (samples.digest(chosen),)
     return _finish(groups, criterion, [_unmet(criterion, s, met) for s in total.layers], total.samples, data)
+
+
+def _scored(
+    groups: Groups,
+    criterion: Criterion,
+    layers: Sequence[Layer],
+    weights: Mapping[Layer, Array],
+    values: Values,
+    count: int,
+    total: Saliency | None,
+) -> Saliency:
+    """What one run says of all layers, several at a time where the criterion can."""
+
+    def look(layer: Layer) -> list[LayerScore]:
+        known = total.by_layer.get(layer.name, {}) if total else {}
+        x, *other = (values[read] for read in _reads(layer))
+        return _observed(groups, criterion, layer, x, other[0] if other else weights[layer], known)
+
+    spread = getattr(criterion, "spread", map)
+    return _finish(groups, criterion, [score for found in spread(look, layers) for score in found], count, ())
 
 
 def _observed(

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
 LAYERS = [
     {"errors"},
-    {"channels", "clock", "confidence", "theory", "weights"},
+    {"channels", "clock", "confidence", "theory", "threads", "weights"},
     {"windows"},
     {"control", "large", "wire"},
     {"entries", "inline", "kinds"},

@@ -11,7 +11,7 @@ The networks have random weights unless --model names a file for one, the images
 Inference and calibration have the same batches, threads and provider and take turns; the medians of --repeats rounds
 count, after one round to warm up. `ratio` is of wall-clock seconds; `CPU` of processor seconds with one thread, which other
 load on the machine hardly disturbs. Compiling is measured apart, in an empty cache. Peak memory is the largest resident set
-(ru_maxrss) of a process that only runs the model, or only calibrates.
+(VmHWM of Linux) of a process that only runs the model, or only calibrates.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def peak(args: argparse.Namespace, net: str, work: str) -> dict[str, Any]:
 
         imported, data, _ = prepared(args, net, args.images)
         calibrate(imported.groups, Sensitivity(**MODES[work]), data, batch=args.batch)
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB}
+    return {"peak": largest_resident()}
 
 
 class Generated(Images):
@@ -165,8 +165,7 @@ def streamed(args: argparse.Namespace, net: str, count: int) -> dict[str, Any]:
     clock, cpu = time.perf_counter(), time.process_time()
     calibrate(imported.groups, Sensitivity(**MODES[args.modes[0]]), data, np.arange(count), batch=batch, progress=tell)
     seconds = {"clock": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
-    return {"peak": most, "half": half[0], "end": resident(), **seconds}
+    return {"peak": largest_resident(), "half": half[0], "end": resident(), **seconds}
 
 
 def stream(args: argparse.Namespace, net: str) -> None:
@@ -179,9 +178,15 @@ def stream(args: argparse.Namespace, net: str) -> None:
         print(f"| {count} | {memory} | {found['clock']:.0f} | {found['cpu']:.0f} |", flush=True)
 
 
-def resident() -> float:
+def resident(field: str = "VmRSS") -> float:
+    """MiB of this process in memory now."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def largest_resident() -> float:
+    """The most so far; `ru_maxrss` would include what the process had that started this one."""
+    return resident("VmHWM")
 
 
 def whole(args: argparse.Namespace, net: str) -> None:

@@ -18,7 +18,8 @@ class Criterion(Protocol):
     """Scores channels, higher means more worth keeping.
 
     name: as in `--method`. needs_data: whether `observe` has to see activations. combine: how batches add up. provable:
-    whether the scores are sensitivities in the sense of PFP, so that the sampling theorem applies.
+    whether the scores are sensitivities in the sense of PFP, so that the sampling theorem applies. A criterion whose
+    `observe` may be called for several layers at once can have `spread(work, items)` as well, a `map` on the threads for it.
     """
 
     name: str

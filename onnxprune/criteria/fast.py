@@ -9,11 +9,11 @@ depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -24,6 +24,7 @@ from onnxprune.contraction import Contraction
 from onnxprune.criteria.kernels import LEAST, TINY, build_session
 from onnxprune.criteria.patches import convolution, entries
 from onnxprune.graph import Array
+from onnxprune.threads import Workers
 from onnxprune.windows import Windows
 
 PIECE = 1 << 19  # elements of an unfolded piece, unless its columns become too few for a matrix product
@@ -33,10 +34,6 @@ HELD = 1 << 20  # elements of patches and products of the samples that are handl
 WEIGHTS = 1 << 24  # elements of split weights at a time
 KEPT = 48 << 20  # bytes of split weights that stay for the next batch
 FAR = 20  # octaves that the largest activation of a sample may be from 1 without being brought there
-A = TypeVar("A")
-B = TypeVar("B")
-Map: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""`map`, or one that uses threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +115,8 @@ class FastShares:
 
         self._compiled, self._encode, self._jit = compiled, encode, jit
         self.together, self.tolerance, self.single = together, tolerance, single
-        self.threads = max(1, runtime.default_threads())
-        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self.workers = Workers(runtime.default_threads())
+        self._lock = threading.Lock()  # of what is kept: several layers may be looked at together
         self._kept: dict[Any, tuple[Any, _Weights]] = {}
         self._held = 0
         self._cuts: dict[Any, list[_Piece]] = {}  # by what they depend on, where all samples are live
@@ -152,13 +149,15 @@ class FastShares:
         if key is None:
             return self._split(w, terms)
         source, name = key[0], key[1:]
-        if name in self._kept and self._kept[name][0] is source:
-            return self._kept[name][1]
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] is source:
+            return kept[1]
         made = self._split(w, terms)
-        if name in self._kept:  # of another model
-            self._kept, self._held = {}, 0
-        if self._held + made.nbytes <= KEPT:
-            self._kept[name], self._held = (source, made), self._held + made.nbytes
+        with self._lock:
+            if name in self._kept:  # of another model
+                self._kept, self._held = {}, 0
+            if self._held + made.nbytes <= KEPT:
+                self._kept[name], self._held = (source, made), self._held + made.nbytes
         return made
 
     def _split(self, w: Array, terms: Array) -> _Weights:
@@ -196,7 +195,7 @@ class FastShares:
         most = self._most(part)
         for block in blocks:
             look = partial(self._multiplied, part=part, most=most, weights=self._split(w[block], terms[:0]))
-            for made in self._map(look, self._pieces(part)):
+            for made in self.workers.map(look, self._pieces(part)):
                 here = made.piece.different
                 found[:, here] = np.maximum(found[:, here], made.peaks)
         return found
@@ -233,21 +232,21 @@ class FastShares:
         size = part.windows.patches * (weights.w.shape[1] + len(weights.filters))
         together = max(1, HELD // size)
         groups = [slice(a, a + together) for a in range(0, len(part.x), together)]
-        spread = len(groups) > 2 * self.threads
+        spread = len(groups) > 2 * self.workers.count
 
-        def score(here: slice, start: Array, each: Map) -> Array:
+        def score(here: slice, start: Array) -> Array:
             group = _Input(part.x[here], part.windows, part.scale[here], part.live[here])
-            return self._group(group, weights, start, None if limits is None else limits[:, here], each)
+            return self._group(group, weights, start, None if limits is None else limits[:, here])
 
-        best[:] = score(groups[0], best, self._map)
+        best[:] = score(groups[0], best)
         known = best.copy()
-        inner, outer = (map, self._map) if spread else (self._map, map)
-        for found in outer(lambda here: score(here, known, inner), groups[1:]):
+        each = self.workers.map if spread else map
+        for found in each(lambda here: score(here, known), groups[1:]):
             np.maximum(best, found, out=best)
 
-    def _group(self, part: _Input, weights: _Weights, known: Array, limits: Array | None, each: Map) -> Array:
+    def _group(self, part: _Input, weights: _Weights, known: Array, limits: Array | None) -> Array:
         look = partial(self._multiplied, part=part, most=self._most(part), weights=weights)
-        found = list(each(look, self._pieces(part)))
+        found = list(self.workers.map(look, self._pieces(part)))
         peaks = np.zeros((2, len(part.x)), np.float32) if limits is None else limits
         if limits is None:
             for made in found:
@@ -267,15 +266,10 @@ class FastShares:
             )
             return mine
 
-        return np.asarray(np.max([known, *each(score, found)], axis=0))
-
-    # ---- threads
-
-    def _map(self, work: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:
-        return map(work, items) if self._pool is None else self._pool.map(work, items)
+        return np.asarray(np.max([known, *self.workers.map(score, found)], axis=0))
 
     def _spread(self, count: int, step: int, work: Callable[[int, int], None]) -> None:
-        list(self._map(lambda a: work(a, min(a + step, count)), range(0, count, step)))
+        list(self.workers.map(lambda a: work(a, min(a + step, count)), range(0, count, step)))
 
 
 def _sign_parts(x: Array, windows: Windows) -> Iterator[_Input]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from onnxprune.saliency import LayerScore, Scores
 TOLERANCE = 0.25  # by which `bound` lets an evaluated share count for more, so that fewer have to be
 SINGLE = 0.08  # the same in 1x1 and linear layers, and where a unit is a single entry
 NOTICE = 1.0  # seconds of silence
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Engine(Protocol):
@@ -66,6 +68,11 @@ class Sensitivity:
         from onnxprune.criteria.fast import FastShares
 
         return FastShares(self._reduce == "sum", *((0.0, 0.0) if self._mode == "exact" else (TOLERANCE, SINGLE)))
+
+    def spread(self, work: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:
+        """`map`, on the engine's threads where it has any: layers do not depend on each other."""
+        workers = getattr(self.engine, "workers", None)
+        return map(work, items) if workers is None else workers.map(work, items)
 
     def prepare(self, tell: Callable[[int], None]) -> None:
         """Makes the engine; tell(0), then tell(1), where that takes longer than a second because loops are compiled."""
