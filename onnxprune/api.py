@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnxprune import certify as certifying
-from onnxprune import finetuning, runtime
+from onnxprune import finetuning, runtime, tuning
 from onnxprune.budget import Budget
 from onnxprune.clock import Clock
 from onnxprune.data import open_data
@@ -24,6 +24,7 @@ from onnxprune.saliency import Saliency
 from onnxprune.scoring import calibrated, calibrations, check_calibration, criterion_for
 from onnxprune.splits import Split
 from onnxprune.targets import widths as allowed
+from onnxprune.training.late import trainer
 from onnxprune.trials import Latency, Machine
 
 if TYPE_CHECKING:
@@ -121,9 +122,11 @@ def _prepared(
     clock, tell = Clock(), progress or (lambda stage, done, total: None)
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
+        if settings.recover == tuning.NAME:
+            tuning.require()
         imported, split = _import(model, data, validation, settings, prunable=True)
         if settings.finetune is not None:
-            finetuning.trainer().require(imported.model)
+            trainer().require(imported.model)
         widths = allowed(settings, imported.groups.net)
         for budget in budgets:
             require_reachable(imported.accounting, imported.groups.prunable, widths, budget)

@@ -104,10 +104,7 @@ class Job:
 
     @cached_property
     def finish(self) -> Finisher:
-        tell = self.tell  # not the job itself, which would be a cycle that holds temporary files
-        return Finisher(
-            self.imported, self.settings, self.split, self.providers, lambda done, total: tell("recover", done, total)
-        )
+        return Finisher(self.imported, self.settings, self.split, self.providers, self.tell)
 
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """What recovery and the certificate add to the file comes off the budget; training, the longest part, is done once."""

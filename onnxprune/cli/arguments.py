@@ -90,7 +90,10 @@ def cut(parser: Parser) -> None:
         "--method", choices=methods(), default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
     )
     group.add_argument(
-        "--recover", choices=RECOVERIES, default="auto", help="new weights without training; auto: lsq where that helps"
+        "--recover",
+        choices=RECOVERIES,
+        default="auto",
+        help="new weights without training; auto: lsq where that helps; tune: lsq, then gradient descent on the same samples",
     )
     group.add_argument(
         "--align",
