@@ -80,6 +80,7 @@ class Job:
         report["certificate"] = told
         report["latency"] = None if self.latency is None else self.latency.to_json(decision.plan)
         report["validation"]["source"] = self.split.origin.source
+        report["calibration"]["set_aside"] = self.split.count
         return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
 
     def done(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
