@@ -13,7 +13,7 @@ from onnxprune.errors import OptionError
 from onnxprune.recovery.solver import WAYS
 from onnxprune.training.settings import Training
 
-RECOVERIES = ("auto", "none", *WAYS, "tune")
+RECOVERIES = ("auto", "none", *WAYS, "linear", "tune")
 
 
 def methods() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from onnxprune.report.web.html import Html, tag, text
 WAYS = {
     "lsq": "new weights and biases by least squares",
     "tune": "new weights and biases by least squares",
+    "linear": "the dropped channels as linear combinations of the kept ones",
     "bias": "shifted biases",
     "rescale": "rescaled filters",
     "bn": "restored variances",
