@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from onnxprune import certify as certifying
-from onnxprune import finetuning, runtime
+from onnxprune import finetuning, runtime, tuning
 from onnxprune.budget import Budget
 from onnxprune.clock import Clock
-from onnxprune.data import open_data
+from onnxprune.data import Samples, choose, open_data
 from onnxprune.errors import BudgetError
 from onnxprune.imported import Imported, require_prunable
 from onnxprune.job import Job, Progress
@@ -24,6 +25,7 @@ from onnxprune.saliency import Saliency
 from onnxprune.scoring import calibrated, calibrations, check_calibration, criterion_for
 from onnxprune.splits import Split
 from onnxprune.targets import widths as allowed
+from onnxprune.training.late import trainer
 from onnxprune.trials import Latency, Machine
 
 if TYPE_CHECKING:
@@ -121,9 +123,11 @@ def _prepared(
     clock, tell = Clock(), progress or (lambda stage, done, total: None)
     with clock.stage("import"):
         providers = runtime.providers(settings.providers)
-        imported, split = _import(model, data, validation, settings, prunable=True)
+        if settings.recover == tuning.NAME:
+            tuning.require()
+        imported, split = _import(model, data, validation, settings, calibration)
         if settings.finetune is not None:
-            finetuning.trainer().require(imported.model)
+            trainer().require(imported.model)
         widths = allowed(settings, imported.groups.net)
         for budget in budgets:
             require_reachable(imported.accounting, imported.groups.prunable, widths, budget)
@@ -148,20 +152,33 @@ def calibrate(
 ) -> Saliency:
     """The calibration alone; pass it to `prune(calibration=...)`, or save, load and merge it."""
     settings = Options(**options)
-    imported, split = _import(model, data, None, settings, prunable=True)
+    imported, split = _import(model, data, None, settings)
     tell = progress or (lambda stage, done, total: None)
     return calibrated(imported, settings, runtime.providers(settings.providers), split, tell)
 
 
 def _import(
-    model: str | os.PathLike[str] | onnx.ModelProto, data: Any, validation: Any, settings: Options, *, prunable: bool = False
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    data: Any,
+    validation: Any,
+    settings: Options,
+    calibration: Saliency | None = None,
 ) -> tuple[Imported, Split]:
     imported = load_as(model, data, settings)
-    if prunable:
-        require_prunable(imported.groups)
+    require_prunable(imported.groups)
     samples = None if data is None else open_data(data, imported.specs, settings.images)
     held_out = None if validation is None else open_data(validation, imported.specs, settings.images)
+    if samples is not None and calibration is not None and settings.samples is None:
+        settings = replace(settings, samples=_seen(samples, calibration, settings.seed))
     return imported, Split.of(imported, samples, held_out, settings)
+
+
+def _seen(samples: Samples, calibration: Saliency, seed: int) -> int | None:
+    """How many samples a calibration that is handed over saw, if they are the first of these; so that no other is used up."""
+    count = calibration.samples
+    if not 0 < count <= len(samples) or len(calibration.data) != 1:
+        return None
+    return count if samples.digest(choose(len(samples), count, seed)) == calibration.data[0] else None
 
 
 def _require_provable(settings: Options) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxprune import wire
 from onnxprune.budget import Budget
@@ -70,7 +70,7 @@ def decide(
         if worse is not None:
             finish.drop(worse.finished)
     assert best is not None
-    return best
+    return replace(best, finished=finish.tuned(best.finished))
 
 
 def _methods(asked: str, saliency: Saliency) -> list[str]:

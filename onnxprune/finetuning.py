@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from onnxprune.certificate.words import POPULATION, absent
 from onnxprune.channels import Index
 from onnxprune.checker.check import Sources
 from onnxprune.data import Samples, choose, open_data
-from onnxprune.errors import BudgetError, DataError, ModelError, OptionError, ValidationError
+from onnxprune.errors import BudgetError, DataError, ModelError, ValidationError
 from onnxprune.finish import Finished
 from onnxprune.graph import graph_inputs
 from onnxprune.imported import Imported
@@ -35,6 +34,7 @@ from onnxprune.plan import Plan
 from onnxprune.report import build
 from onnxprune.result import Result
 from onnxprune.splits import VALIDATION_MOST, Split
+from onnxprune.training.late import trainer
 from onnxprune.training.settings import Training
 
 if TYPE_CHECKING:
@@ -46,16 +46,6 @@ Said = Callable[["Epoch"], None]
 APART = 10  # a tenth of the samples is compared on, where nothing else is given
 MAYBE = "the samples that outputs are compared on may have served to prune the model: give others with --certify DATA"
 CHOSEN = "the held-out samples have chosen the pruned network (--max-drop): give others with --certify DATA"
-
-
-def trainer() -> Any:
-    """`training.tune`, imported when something is to be trained. OptionError where there is no torch."""
-    try:
-        return importlib.import_module("onnxprune.training.tune")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "torch":
-            raise
-        raise OptionError("fine-tuning needs PyTorch, which is not installed", hint="pip install 'onnxprune[torch]'") from None
 
 
 # ------------------------------------------------------------------------------------------------------ while pruning

@@ -1,4 +1,4 @@
-"""From a plan to a model: the cut, then recovery, which is kept only where it brings held-out outputs nearer."""
+"""From a plan to a model: the cut, then recovery, of which a step is kept only where it brings held-out outputs nearer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from onnxprune import tuning
 from onnxprune.channels import Index
 from onnxprune.data import Samples
 from onnxprune.errors import ModelError
@@ -34,7 +35,8 @@ class Finished:
 
     cut: as surgery leaves it. model: what is kept, `cut` itself where nothing was recovered. how: the recovery that was
     kept, or "none". errors: relative L2 on the samples that decide, by recovery. samples: how many were learnt from.
-    why: why a recovery that was tried was not kept. tuned: what fine-tuning made of it, where that was asked for.
+    why: why a recovery that was tried was not kept. gradient: what `--recover tune` has to tell. tuned: what
+    fine-tuning made of it, where that was asked for.
     """
 
     cut: onnx.ModelProto
@@ -44,6 +46,7 @@ class Finished:
     samples: int = 0
     recovery: Recovery | None = None
     why: str | None = None
+    gradient: Mapping[str, Any] | None = None
     tuned: Tuned | None = None
 
     @property
@@ -69,21 +72,22 @@ class Finished:
             "held_out_relative_l2": dict(self.errors),
             "layers": 0 if made is None or self.how == "none" else made.layers,
             "left": {} if made is None else dict(made.left),
+            "tuned": None if self.gradient is None else dict(self.gradient),
         }
 
 
 @dataclass(frozen=True, eq=False)
 class Finisher:
-    """Cuts and recovers by plan, as the options say. progress(done, total): layers of a recovery."""
+    """Cuts and recovers by plan, as the options say. progress(stage, done, total): layers of a recovery, steps of a tuning."""
 
     imported: Imported
     settings: Options
     split: Split
     providers: list[str]
-    progress: Callable[[int, int], None] | None = None
+    progress: Callable[[str, int, int], None] | None = None
 
     def __call__(self, plan: Plan, *, recovers: bool = True, measure: bool = False) -> Finished:
-        """measure: whether the error has to be known even where there is nothing to decide."""
+        """measure: whether the error has to be known even where there is nothing to decide. Nothing is `tuned` yet."""
         cut = surgery(self.imported.groups, plan)
         samples, indices = self.split.calibration, self.split.calibration_indices
         if samples is None or indices is None or plan.empty:
@@ -92,6 +96,7 @@ class Finisher:
             return Finished(cut, cut, errors={"none": self._error(cut)} if measure else {})
         made = self._recovered(plan, cut, samples, indices)
         if isinstance(made, str):
+            measure = measure or self.settings.recover == tuning.NAME
             return Finished(cut, cut, errors={"none": self._error(cut)} if measure else {}, why=made)
         how = self._how
         errors = {"none": self._error(cut), how: self._error(made.model)}
@@ -101,10 +106,33 @@ class Finisher:
             return replace(finished, model=cut, how="none", why="it would have moved held-out outputs further")
         return finished
 
+    def tuned(self, finished: Finished) -> Finished:
+        """The same with weights that were tuned together, if the options ask for it and it brings outputs nearer.
+
+        Apart from the rest because of what it costs: only the plan that was chosen is tuned.
+        """
+        if self.settings.recover != tuning.NAME or not finished.errors:
+            return finished
+        found = tuning.tuned(self.imported, finished.model, self.split, self.settings, self.progress)
+        if isinstance(found, str):
+            return _without(finished, found)
+        finished = replace(finished, gradient=tuning.told(found))
+        if not found.best:
+            return _without(finished, "no epoch brought held-out outputs nearer")
+        error = self._error(found.model)
+        errors = {**finished.errors, tuning.NAME: error}
+        scratch = self.imported.groups.net.scratch
+        if error is None or error >= finished.error:
+            scratch.drop(found.model, keep=(finished.cut, finished.model))
+            return _without(replace(finished, errors=errors), "it would have moved held-out outputs further")
+        scratch.drop(finished.model, keep=(finished.cut, found.model))
+        count = finished.samples or found.samples
+        return replace(finished, model=found.model, how=tuning.NAME, errors=errors, samples=count, why=None)
+
     @property
     def _how(self) -> How:
         asked = self.settings.recover
-        return "lsq" if asked == "auto" else asked  # type: ignore[return-value]  # `Options` knows the names
+        return "lsq" if asked in ("auto", tuning.NAME) else asked  # type: ignore[return-value]  # `Options` knows the names
 
     def _recovered(self, plan: Plan, cut: onnx.ModelProto, samples: Samples, indices: Index) -> Recovery | str:
         """The recovery, or why there is none: a model that cannot be run in pieces is still one that can be cut."""
@@ -117,13 +145,17 @@ class Finisher:
                 how=self._how,
                 seed=self.settings.seed,
                 providers=self.providers,
-                progress=self.progress,
+                progress=self._layers,
             )
         except ModelError as error:
-            if self.settings.recover != "auto":
+            if self.settings.recover not in ("auto", tuning.NAME):
                 hint = error.hint or "--recover auto goes on without recovery"
                 raise ModelError(f"--recover {self.settings.recover} does not work here: {error.message}", hint=hint) from None
             return error.message
+
+    def _layers(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress("recover", done, total)
 
     def _error(self, model: onnx.ModelProto) -> float | None:
         assert self.split.calibration is not None
@@ -133,6 +165,11 @@ class Finisher:
     def drop(self, finished: Finished) -> None:
         """Deletes the temporary files of what is not kept."""
         self.imported.groups.net.scratch.drop(finished.cut, finished.model)
+
+
+def _without(finished: Finished, why: str) -> Finished:
+    """What least squares made, with the reason why no tuning followed."""
+    return replace(finished, why="; ".join([*([finished.why] if finished.why else []), f"not tuned: {why}"]))
 
 
 def batches(groups: Groups, samples: Samples, indices: Index, wanted: int | None) -> Iterator[Mapping[str, Array]]:

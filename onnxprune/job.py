@@ -80,6 +80,7 @@ class Job:
         report["certificate"] = told
         report["latency"] = None if self.latency is None else self.latency.to_json(decision.plan)
         report["validation"]["source"] = self.split.origin.source
+        report["calibration"]["set_aside"] = self.split.count
         return Result(pruned, decision.plan, report, told, imported.external, imported.sources, imported.scratches)
 
     def done(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
@@ -104,10 +105,7 @@ class Job:
 
     @cached_property
     def finish(self) -> Finisher:
-        tell = self.tell  # not the job itself, which would be a cycle that holds temporary files
-        return Finisher(
-            self.imported, self.settings, self.split, self.providers, lambda done, total: tell("recover", done, total)
-        )
+        return Finisher(self.imported, self.settings, self.split, self.providers, self.tell)
 
     def within_budget(self) -> tuple[Decision, onnx.ModelProto, Validation, dict[str, Any] | None]:
         """What recovery and the certificate add to the file comes off the budget; training, the longest part, is done once."""

@@ -13,7 +13,7 @@ from onnxprune.errors import OptionError
 from onnxprune.recovery.solver import WAYS
 from onnxprune.training.settings import Training
 
-RECOVERIES = ("auto", "none", *WAYS)
+RECOVERIES = ("auto", "none", *WAYS, "linear", "tune")
 
 
 def methods() -> tuple[str, ...]:
@@ -28,7 +28,7 @@ class Options:
     method: see `methods`; `auto` is the best of pfp, pfp-deterministic and obs on held-out samples. recover: see
     `passes.recover`; `auto` is `lsq` where that is better than `none`. align: kept channels are multiples of it, by default of
     what `target` asks for (see `targets`). min_channels: no group becomes narrower. freeze: globs on layer and tensor names.
-    samples: calibration samples, by default what the theory asks for. delta: failure probability of the certificate.
+    samples: calibration samples, by default see `splits.calibration_samples`. delta: failure probability of the certificate.
     confidence: that the drop of a budget of that kind is kept. reduce, sensitivity: see `Sensitivity`.
     allow_approximate: cut also channels that a normalisation reckons with, which is not exact. shape: NAME=1,3,224,224 for
     inputs whose size the model leaves open. threads, latency_batch: how a budget of latency is measured; by default with

@@ -152,6 +152,7 @@ def told_by(pruned: onnx.ModelProto, report: Mapping[str, Any] | None, copy: Map
 
 
 def _as_then(settings: Options, report: Mapping[str, Any] | None, told: Mapping[str, Any] | None) -> Options:
+    settings = _same_samples(settings, report)
     then = told.get("options") if told is not None else None
     if report is not None and report.get("approximate"):
         settings = replace(settings, allow_approximate=True)
@@ -169,6 +170,17 @@ def _as_then(settings: Options, report: Mapping[str, Any] | None, told: Mapping[
         )
     except (KeyError, TypeError):
         raise ValidationError("the options in the certificate are not as onnxprune writes them") from None
+
+
+def _same_samples(settings: Options, report: Mapping[str, Any] | None) -> Options:
+    """With as many samples set aside as the pruning has set aside, so that outputs are compared on others than these."""
+    then = None if report is None else report.get("calibration")
+    if settings.samples is not None or not isinstance(then, Mapping) or "set_aside" not in then:
+        return settings
+    count = then["set_aside"]
+    if count is not None and not (isinstance(count, int) and count > 0):
+        raise ValidationError("the report's number of calibration samples is not as onnxprune writes it")
+    return replace(settings, samples=count)
 
 
 def _plan(report: Mapping[str, Any] | None, told: Mapping[str, Any] | None) -> Plan:

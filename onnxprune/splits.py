@@ -12,6 +12,7 @@ from onnxprune import theory
 from onnxprune.channels import Index
 from onnxprune.contraction import consumers
 from onnxprune.data import Samples, choose
+from onnxprune.elimination import NAME as OBS
 from onnxprune.groups import Groups
 from onnxprune.imported import Imported
 from onnxprune.options import Options
@@ -20,6 +21,8 @@ VALIDATION_WORK = 1e12  # MACs that comparing the outputs may take, so that a bi
 VALIDATION_MOST = 2000
 ORACLE_SAMPLES = 8
 CHOICE = 64
+LEARNING_MOST = 512  # samples that recovery and `obs` learn from, where there are so many
+LEARNING_WORK = 6e11  # MACs that running the model on these may take, so that a big network learns from fewer
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Split:
             chosen = None if held_out is None else choose(len(held_out), most, settings.seed)
             return Split(None, None, held_out, chosen, none, Origin("none" if held_out is None else "validation"))
         order = choose(len(samples), None, settings.seed)
-        count = settings.samples or enough_samples(imported.groups, settings.delta)
-        first, rest = order[:count], order[count:]
         other = held_out or samples.held_out
-        apart = len(rest) >= 2 * CHOICE  # else the calibration samples have to do
+        count = calibration_samples(imported, settings, len(samples), compared=other is None)
+        first, rest = order[:count], order[count:]
+        apart = len(rest) >= (CHOICE if other is not None else 2 * CHOICE)  # else the calibration samples have to do
         decide, rest = (rest[:CHOICE], rest[CHOICE:]) if apart else (first[-CHOICE:], rest)
         if other is not None:
             origin = Origin("held-out" if held_out is None else "validation")
@@ -65,6 +68,11 @@ class Split:
         if not len(rest):
             return Split(samples, first, samples, first[:most], decide, Origin("calibration"))
         return Split(samples, first, samples, rest[:most], decide, Origin("data", len(order) - len(rest)))
+
+    @property
+    def count(self) -> int | None:
+        """How many samples calibrate; None where there are none."""
+        return None if self.calibration_indices is None else len(self.calibration_indices)
 
     def oracle_feeds(self, imported: Imported) -> list[Mapping[str, Any]]:
         """A few real samples where there are any, else the input of the probe run."""
@@ -79,6 +87,24 @@ class Split:
 def most_compared(imported: Imported) -> int:
     """On how many samples outputs are compared: fewer of a big network."""
     return max(64, min(VALIDATION_MOST, int(VALIDATION_WORK / max(1, imported.size.macs))))
+
+
+def calibration_samples(imported: Imported, settings: Options, total: int, *, compared: bool) -> int:
+    """How many of `total` samples calibrate: `--samples`, else what the theory asks for, or more where weights are learnt.
+
+    Sensitivities need few samples, recovery and `obs` gain from more: LEARNING_MOST, fewer of a big network. These come out
+    of what nothing else needs: compared says that outputs are compared on the rest, which keeps as many as without learning.
+    """
+    if settings.samples:
+        return settings.samples
+    enough = enough_samples(imported.groups, settings.delta)
+    if settings.recover == "none" and settings.method not in ("auto", OBS):
+        return enough
+    wanted = min(LEARNING_MOST, int(LEARNING_WORK / max(1, imported.size.macs)))
+    left = total - CHOICE
+    if compared:
+        left -= min(most_compared(imported), max(0, left - enough))
+    return max(enough, min(wanted, left))
 
 
 def enough_samples(groups: Groups, delta: float) -> int:

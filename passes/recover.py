@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx
 
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.plan import Plan
+from onnxprune.recovery.folding import fold
 from onnxprune.recovery.replay import Replay
 from onnxprune.recovery.sites import Site, sites
 from onnxprune.recovery.solver import How, recovered
@@ -36,7 +38,7 @@ def recover(
     pruned: onnx.ModelProto,
     batches: Iterable[Mapping[str, Array]],
     *,
-    how: How = "lsq",
+    how: How | Literal["linear"] = "lsq",
     seed: int = 0,
     providers: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -45,7 +47,8 @@ def recover(
 
     batches: inputs, as many as there are to learn from; both models run on them once, piece by piece. how: "lsq" solves for
     all weights and biases by ridge least squares on the change of the weights, the ridge chosen on rows that are held out;
-    "bias" shifts the means, "rescale" also multiplies every filter by what fits best, "bn" by what restores its variance.
+    "bias" shifts the means, "rescale" also multiplies every filter by what fits best, "bn" by what restores its variance;
+    "linear" makes dropped channels up from kept ones by what both are in the original alone (`recovery.folding`).
     Deterministic. Memory: two times `replay.spare_memory()` of activations, then temporary files, and a few times the square
     of the widest layer's inputs * taps in double precision. Raises ModelError when the model does not run on the data.
     """
@@ -55,6 +58,9 @@ def recover(
     left = {site.node: site for site in found}
     if not left:
         return Recovery(model, 0, reasons)
+    if how == "linear":
+        count = fold(groups, plan, model, found, batches, seed=seed, providers=providers, progress=progress)
+        return Recovery(model, count, reasons)
     replay = Replay(model, batches, providers)
     targets = Targets.of(groups.net, found, replay.batches, seed, providers)
     scratch = groups.net.scratch if references(model) else None

@@ -32,6 +32,7 @@ LAYERS = [
     {"passes"},
     {"imported"},
     {"splits", "targets"},
+    {"tuning"},
     {"finish", "trials"},
     {"decide", "scoring"},
     {"certify", "checker"},

@@ -197,8 +197,9 @@ LINEAR_NETS: dict[str, tuple[list[Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("how", ["lsq", "linear"])
 @pytest.mark.parametrize("name", LINEAR_NETS)
-def test_what_was_redundant_is_recovered(name: str) -> None:
+def test_what_was_redundant_is_recovered(name: str, how: Any) -> None:
     nodes, shapes = LINEAR_NETS[name]
     weights = {k: w(*s) for k, s in shapes.items()} | {"wa": redundant(8, 6, 1, 1)}
     if name == "two layers":
@@ -206,7 +207,7 @@ def test_what_was_redundant_is_recovered(name: str) -> None:
     groups = build(nodes, weights, x=X)
     plan = plan_of(groups, 2)
     cut = surgery(groups, plan)
-    result = recover(groups, plan, cut, batches(12))
+    result = recover(groups, plan, cut, batches(12), how=how)
     fresh = batches(3, seed=1)
     assert error(groups, cut, fresh) > 0.3
     assert error(groups, result.model, fresh) < 2e-2
@@ -229,7 +230,7 @@ def inner(groups: Groups, drop: int = 4) -> Plan:
     return Plan({g.id: Kept(g.size, np.arange(g.size - drop)) for g in groups.prunable if g.size == 10})
 
 
-@pytest.mark.parametrize("how", ["bias", "rescale", "lsq"])
+@pytest.mark.parametrize("how", ["bias", "rescale", "linear", "lsq"])
 def test_every_way_beats_the_cut(how: Any) -> None:
     groups = residual()
     plan = inner(groups)
@@ -243,8 +244,42 @@ def test_least_squares_is_the_best_way() -> None:
     plan = inner(groups)
     cut = surgery(groups, plan)
     fresh = batches(4, seed=1)
-    errors = {how: error(groups, recover(groups, plan, cut, batches(12), how=how).model, fresh) for how in solver.WAYS}
+    ways: list[Any] = [*solver.WAYS, "linear"]
+    errors = {how: error(groups, recover(groups, plan, cut, batches(12), how=how).model, fresh) for how in ways}
     assert min(errors, key=lambda how: errors[how]) == "lsq"
+
+
+def test_dropped_channels_are_folded_as_combinations_of_kept_ones() -> None:
+    """By hand for a 1 x 1 layer: the A that gives dropped activations by kept ones, in the original."""
+    groups = residual()
+    plan = inner(groups)
+    data = batches(40)
+    model = recover(groups, plan, surgery(groups, plan), data, how="linear").model
+    before, after = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (groups.net.source, model))
+    x = outputs(groups.net.source, data, "s").transpose(0, 2, 3, 1).reshape(-1, 10).astype(np.float64)
+    kept, gone = (part - part.mean(0) for part in (x[:, :6], x[:, 6:]))
+    w_all = before["wc"][:, :, 0, 0]
+    combination = np.linalg.lstsq(kept, gone, rcond=None)[0]
+    wanted = w_all[:, :6] + w_all[:, 6:] @ combination.T
+    change = np.linalg.norm(wanted - w_all[:, :6])
+    assert np.linalg.norm(after["wc"][:, :, 0, 0] - wanted) < 0.2 * change  # only some of the positions are looked at
+    shift = w_all[:, 6:] @ (x[:, 6:].mean(0) - combination.T @ x[:, :6].mean(0))
+    np.testing.assert_allclose(after["bc"], before["bc"] + shift, atol=0.2 * np.abs(shift).max())
+    assert np.array_equal(after["wb"], before["wb"][:6])  # reads nothing that is gone
+
+
+def test_only_least_squares_makes_up_for_what_went_wrong_before() -> None:
+    """What is folded into the last layer does not depend on cuts elsewhere."""
+    groups = residual()
+    every, last = inner(groups), Plan({k: v for k, v in inner(groups).groups.items() if k.startswith("e")})
+    assert len(every.groups) == 2 and len(last.groups) == 1
+    ways: list[Any] = ["linear", "lsq"]
+    differences = []
+    for how in ways:
+        models = [recover(groups, plan, surgery(groups, plan), batches(12), how=how).model for plan in (every, last)]
+        first, second = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer}["we"] for m in models)
+        differences.append(np.abs(first - second).max())
+    assert differences[0] < 1e-5 and differences[1] > 1e-2
 
 
 def test_bias_makes_the_means_equal() -> None:

@@ -25,6 +25,7 @@ ROWS: tuple[tuple[str, bool, float, str], ...] = (
     ("errors alike", False, 0.0, "lsq"),
     ("with influence", True, 0.0, "lsq"),
     ("with care for few rows too", True, SHRINKING, "lsq"),
+    ("", True, SHRINKING, "linear"),
     ("", True, SHRINKING, "bn"),
     ("", True, SHRINKING, "rescale"),
     ("", True, SHRINKING, "bias"),

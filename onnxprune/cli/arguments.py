@@ -90,7 +90,10 @@ def cut(parser: Parser) -> None:
         "--method", choices=methods(), default="auto", help="how channels are chosen; auto: what moves held-out outputs least"
     )
     group.add_argument(
-        "--recover", choices=RECOVERIES, default="auto", help="new weights without training; auto: lsq where that helps"
+        "--recover",
+        choices=RECOVERIES,
+        default="auto",
+        help="new weights without training; auto: lsq where that helps; tune: lsq, then gradient descent on the same samples",
     )
     group.add_argument(
         "--align",
@@ -129,7 +132,12 @@ def data(parser: Parser, *, required: bool = False) -> None:
 
 def runtime(parser: Parser) -> None:
     group = parser.add_argument_group("runtime")
-    group.add_argument("--samples", type=int, metavar="N", help="calibration samples (default: what the theory asks for)")
+    group.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="calibration samples (default: what the theory asks for, up to 512 where weights are learnt from them)",
+    )
     group.add_argument("--batch", type=int, metavar="N", help="samples per run (default: what fits memory)")
     group.add_argument("--providers", default="cpu", help="execution providers in order, e.g. cuda,cpu")
     group.add_argument("--seed", type=int, default=0, help="of every random choice")

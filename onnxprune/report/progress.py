@@ -21,6 +21,7 @@ STAGES = {
     "calibrate": "calibrating",
     "eliminate": "eliminating channels",
     "recover": "recovering layers",
+    "tune": "tuning weights",
     "search": "certifying networks",
     "sweep": "making networks",
     "validate": "comparing outputs",

@@ -12,10 +12,20 @@ def recovery(recovery: Mapping[str, Any]) -> Iterator[str]:
     if recovery["kept"] != "none":
         gain = f"on held-out samples outputs moved by {errors['none']} before, {errors[recovery['kept']]} after (relative L2)"
         yield f"recovered by {recovery['kept']}, {recovery['layers']} layers from {recovery['samples']} samples: {gain}"
+        if recovery["kept"] == "tune":
+            yield _gradient(recovery["tuned"], errors)
+        elif recovery["reason"]:
+            yield recovery["reason"]
     elif recovery["reason"]:
-        yield (f"not recovered: {recovery['reason']}")
+        yield f"not recovered: {recovery['reason']}"
     if recovery["left"]:
         yield (f"layers that recovery could not solve for: {len(recovery['left'])} (see the report)")
+
+
+def _gradient(tuned: Mapping[str, Any], errors: Mapping[str, str]) -> str:
+    """What tuning did, which is no more than gradient descent."""
+    work = f"{tuned['epochs']} epochs of gradient descent on {tuned['samples']} samples, without labels (best: {tuned['best']})"
+    return f"tuned by {work}" + (f"; by least squares alone outputs moved by {errors['lsq']}" if "lsq" in errors else "")
 
 
 def validation(found: Mapping[str, Any]) -> Iterator[str]:

@@ -23,8 +23,10 @@ class Training:
     `RATES`. decay: of weights of at least two axes. warm_up: share of all steps in which the rate rises. clip: of the norm
     of all gradients. temperature: at which class scores are compared. features: weight of intermediate tensors in
     the loss. labels: share of the loss that true classes have, where there are any. augment: of images; `auto` mirrors and
-    shifts pictures that come from files. batch_norm: `frozen` statistics or those of the `batch`. patience: epochs without
-    an improvement on held-out samples after which it ends; None: never. device: None is CUDA where there is any.
+    shifts pictures that come from files. mix: adds to every sample up to half of another one, and asks the teacher about
+    that; only where all inputs are floating-point, and without labels. batch_norm: `frozen` statistics or those of the
+    `batch`. patience: epochs without an improvement on held-out samples after which it ends; None: never. judge: by which
+    measure epochs are compared there. device: None is CUDA where there is any.
     """
 
     epochs: int = 10
@@ -38,9 +40,11 @@ class Training:
     features: float = 0.0
     labels: float = 0.0
     augment: Literal["auto", "none", "shift", "flip+shift"] = "auto"
+    mix: bool = False
     batch_norm: Literal["frozen", "batch"] = "frozen"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     patience: int | None = None
+    judge: Literal["agreement", "distance"] = "agreement"
     device: str | None = None
     seed: int = 0
 

@@ -41,10 +41,10 @@ class Score:
     distance: float
     accuracy: float | None = None
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Larger is better."""
-        return self.agreement or 0.0, -self.distance if math.isfinite(self.distance) else -math.inf
+    def rank(self, judge: str) -> tuple[float, float]:
+        """Larger is better. judge: see `Training`."""
+        same = self.agreement if judge == "agreement" else None
+        return same or 0.0, -self.distance if math.isfinite(self.distance) else -math.inf
 
     @property
     def metric(self) -> str:
@@ -123,7 +123,7 @@ class Trainer:
             score = self.score()
             state.epoch = number + 1
             assert state.score is not None
-            if math.isfinite(score.distance) and score.rank > state.score.rank:
+            if math.isfinite(score.distance) and score.rank(settings.judge) > state.score.rank(settings.judge):
                 state.best, state.score, state.weights = number + 1, score, self._snapshot()
             if said is not None:
                 rate = self.store.steps(settings) * min(settings.batch, len(self.store)) / max(seconds, 1e-9)

@@ -73,6 +73,7 @@ def tune(
     indices: Index,
     settings: Training,
     *,
+    held: Index | None = None,
     scratch: Scratch | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     said: Callable[[Epoch], None] | None = None,
@@ -81,13 +82,13 @@ def tune(
 ) -> Tuned:
     """Trains the weights of `pruned` so that its outputs become those of `teacher` on samples[indices].
 
-    A part of the samples decides which epoch was best and is not trained on. kept: the checkpoint, written after every
-    epoch; resume: whether to go on from it. Raises ModelError for a graph that cannot be trained,
-    DataError for too few samples.
+    The samples `held` decide which epoch was best, by default a part of the others, which is then not trained on. kept: the
+    checkpoint, written after every epoch; resume: whether to go on from it. Raises ModelError for a graph that cannot be
+    trained, DataError for too few samples.
     """
     start = time.perf_counter()
     require(pruned)
-    held, rest = apart(indices, settings.seed)
+    held, rest = apart(indices, settings.seed) if held is None else (held, indices)
     device, count = device_of(settings.device), threads()
     net, original = Network(pruned, {}, {}), Network(teacher, {}, {})
     names = trainable(net)

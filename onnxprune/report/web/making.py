@@ -12,6 +12,8 @@ from onnxprune.report.web.html import Html, tag, text
 
 WAYS = {
     "lsq": "new weights and biases by least squares",
+    "tune": "new weights and biases by least squares",
+    "linear": "the dropped channels as linear combinations of the kept ones",
     "bias": "shifted biases",
     "rescale": "rescaled filters",
     "bn": "restored variances",
@@ -46,12 +48,18 @@ def _recovered(told: Mapping[str, Any]) -> str:
             return f"Recovery was tried and not kept: {told['reason']}."
         return "No recovery was asked for." if told["asked"] == "none" else "Nothing was recovered: there were no samples."
     how = WAYS.get(told["kept"], told["kept"])
-    said = f"{told['layers']} layers were given {how}, from {told['samples']} samples, without labels and without training."
+    tuned = told.get("tuned") if told["kept"] == "tune" else None
+    means = (
+        " and without training" if tuned is None else f", then tuned on these by {tuned['epochs']} epochs of gradient descent"
+    )
+    said = f"{told['layers']} layers were given {how}, from {told['samples']} samples, without labels{means}."
     if {"none", told["kept"]} <= set(errors):
         before, after = (f"{100 * errors[k]:.3g} %" for k in ("none", told["kept"]))
         said += (
             f" On held-out samples the outputs differed from the original's by {before} of their size before, {after} after."
         )
+    if told["kept"] != "none" and told["reason"]:
+        said += f" It was {told['reason']}."
     return said
 
 
