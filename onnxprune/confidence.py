@@ -8,12 +8,13 @@ They need independent samples of one distribution, used for nothing else, and no
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from onnxprune.errors import OptionError
 
@@ -36,13 +37,13 @@ def upper(events: int, n: int, delta: float) -> float:
     The p at which Pr[Bin(n, p) <= events] = delta. OptionError: events not in 0..n, delta not in (0, 1).
     """
     _counts(events, n, delta)
-    return 1.0 if events == n else float(stats.beta.isf(delta, events + 1, n - events))
+    return 1.0 if events == n else float(special.betainccinv(events + 1, n - events, delta))
 
 
 def lower(events: int, n: int, delta: float) -> float:
     """Clopper-Pearson: with confidence 1 - delta the probability of the event is at least this. OptionError like `upper`."""
     _counts(events, n, delta)
-    return 0.0 if events == 0 else float(stats.beta.ppf(delta, events, n - events + 1))
+    return 0.0 if events == 0 else float(special.betaincinv(events, n - events + 1, delta))
 
 
 def rank(n: int, alpha: float, delta: float) -> int | None:
@@ -54,12 +55,7 @@ def rank(n: int, alpha: float, delta: float) -> int | None:
     _require(0.0 < alpha < 1.0 and 0.0 < delta < 1.0, f"alpha and delta must lie in (0, 1), not be {alpha} and {delta}")
     if n < enough(alpha, delta):
         return None
-    r = int(stats.binom.isf(delta, n, 1.0 - alpha)) + 1
-    while r > 1 and stats.binom.sf(r - 2, n, 1.0 - alpha) <= delta:
-        r -= 1
-    while stats.binom.sf(r - 1, n, 1.0 - alpha) > delta:
-        r += 1
-    return r
+    return 1 + bisect_left(range(1, n), True, key=lambda r: bool(special.bdtrc(r - 1, n, 1.0 - alpha) <= delta))
 
 
 def enough(alpha: float, delta: float) -> int:

@@ -101,13 +101,18 @@ def parameter_names(steps: Iterable[Steps | Packed | None]) -> list[str]:
 def weight_values(net: Network, layers: Iterable[Layer]) -> WeightValues:
     """The value of every layer's weight, integers dequantised. Layers whose weight is computed at run time are left out."""
     fixed = [layer for layer in layers if layer.weight in net.fixed]
-    mapped = {x.weight for x in fixed if x.weight in net.initializers and references(net.initializers[x.weight])}
+    mapped = {x.weight for x in fixed if x.weight in net.initializers and _read_anew(net, x)}
     names = [x.weight for x in fixed if x.weight not in mapped] + parameter_names(layer.steps for layer in fixed)
     return WeightValues(net, fixed, runtime.fixed_values(net, dict.fromkeys(names)))
 
 
+def _read_anew(net: Network, layer: Layer) -> bool:
+    """Whether a weight need not be kept: it is in a file, or in the model as it stands."""
+    return layer.steps is None or bool(references(net.initializers[layer.weight]))
+
+
 class WeightValues(Mapping[Layer, Array]):
-    """Values of weights by layer; one that is in a file is mapped anew for everybody who asks, and not kept."""
+    """Values of weights by layer; those that the model has as they stand are read anew for everybody who asks, and not kept."""
 
     def __init__(self, net: Network, layers: Sequence[Layer], found: Mapping[str, Array]) -> None:
         self._net, self._layers, self._found = net, dict.fromkeys(layers), found

@@ -35,8 +35,8 @@ class Finished:
 
     cut: as surgery leaves it. model: what is kept, `cut` itself where nothing was recovered. how: the recovery that was
     kept, or "none". errors: relative L2 on the samples that decide, by recovery. samples: how many were learnt from.
-    why: why a recovery that was tried was not kept. gradient: what `--recover tune` has to tell. tuned: what
-    fine-tuning made of it, where that was asked for.
+    why: why a recovery that was tried was not kept. impartial: whether nothing was learnt from the samples that decide.
+    gradient: what `--recover tune` has to tell. tuned: what fine-tuning made of it, where that was asked for.
     """
 
     cut: onnx.ModelProto
@@ -46,6 +46,7 @@ class Finished:
     samples: int = 0
     recovery: Recovery | None = None
     why: str | None = None
+    impartial: bool = True
     gradient: Mapping[str, Any] | None = None
     tuned: Tuned | None = None
 
@@ -69,6 +70,7 @@ class Finished:
             "kept": self.how,
             "reason": self.why,
             "samples": self.samples,
+            "held_out": self.impartial,
             "held_out_relative_l2": dict(self.errors),
             "layers": 0 if made is None or self.how == "none" else made.layers,
             "left": {} if made is None else dict(made.left),
@@ -100,7 +102,7 @@ class Finisher:
             return Finished(cut, cut, errors={"none": self._error(cut)} if measure else {}, why=made)
         how = self._how
         errors = {"none": self._error(cut), how: self._error(made.model)}
-        finished = Finished(cut, made.model, how, errors, len(indices), made)
+        finished = Finished(cut, made.model, how, errors, len(indices), made, impartial=self.split.impartial)
         if finished.error >= (float("inf") if errors["none"] is None else errors["none"]):
             self.imported.groups.net.scratch.drop(made.model, keep=(cut,))
             return replace(finished, model=cut, how="none", why="it would have moved held-out outputs further")
@@ -174,6 +176,6 @@ def _without(finished: Finished, why: str) -> Finished:
 
 def batches(groups: Groups, samples: Samples, indices: Index, wanted: int | None) -> Iterator[Mapping[str, Array]]:
     """Samples in batches as the model takes them, so small that the outputs of all layers fit in memory."""
-    size = batch_size(groups, [layer.out.tensor for layer in groups.layers], wanted)
+    size = batch_size(groups, [layer.out.tensor for layer in groups.layers], wanted, share=2)
     for part in np.array_split(indices, -(-len(indices) // size)):
         yield samples.batch(fill(part, size, groups))

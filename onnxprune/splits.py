@@ -21,6 +21,7 @@ VALIDATION_WORK = 1e12  # MACs that comparing the outputs may take, so that a bi
 VALIDATION_MOST = 2000
 ORACLE_SAMPLES = 8
 CHOICE = 64
+SHARE = 5
 LEARNING_MOST = 512  # samples that recovery and `obs` learn from, where there are so many
 LEARNING_WORK = 6e11  # MACs that running the model on these may take, so that a big network learns from fewer
 
@@ -39,7 +40,10 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which samples calibrate, which decide between methods (of the calibration source), and which validate."""
+    """Which samples calibrate, which decide between methods (of the calibration source), and which validate.
+
+    Nothing is learnt from those that decide, unless there are fewer than SHARE samples.
+    """
 
     calibration: Samples | None
     calibration_indices: Index | None
@@ -47,6 +51,7 @@ class Split:
     validation_indices: Index | None
     choice_indices: Index
     origin: Origin = Origin("none")
+    set_aside: Index | None = None  # what calibrates, and of few samples those of them that decide
 
     @staticmethod
     def of(imported: Imported, samples: Samples | None, held_out: Samples | None, settings: Options) -> Split:
@@ -60,19 +65,26 @@ class Split:
         other = held_out or samples.held_out
         count = calibration_samples(imported, settings, len(samples), compared=other is None)
         first, rest = order[:count], order[count:]
-        apart = len(rest) >= (CHOICE if other is not None else 2 * CHOICE)  # else the calibration samples have to do
-        decide, rest = (rest[:CHOICE], rest[CHOICE:]) if apart else (first[-CHOICE:], rest)
+        if len(rest) >= (CHOICE if other is not None else 2 * CHOICE):
+            learn, decide, rest = first, rest[:CHOICE], rest[CHOICE:]
+        else:
+            learn, decide = _decided_within(first, settings)
         if other is not None:
             origin = Origin("held-out" if held_out is None else "validation")
-            return Split(samples, first, other, choose(len(other), most, settings.seed), decide, origin)
+            return Split(samples, learn, other, choose(len(other), most, settings.seed), decide, origin, first)
         if not len(rest):
-            return Split(samples, first, samples, first[:most], decide, Origin("calibration"))
-        return Split(samples, first, samples, rest[:most], decide, Origin("data", len(order) - len(rest)))
+            return Split(samples, learn, samples, first[:most], decide, Origin("calibration"), first)
+        return Split(samples, learn, samples, rest[:most], decide, Origin("data", len(order) - len(rest)), first)
 
     @property
     def count(self) -> int | None:
-        """How many samples calibrate; None where there are none."""
-        return None if self.calibration_indices is None else len(self.calibration_indices)
+        """How many samples are set aside; None where there are none."""
+        return None if self.set_aside is None else len(self.set_aside)
+
+    @property
+    def impartial(self) -> bool:
+        """Whether nothing is learnt from the samples that decide."""
+        return self.calibration_indices is None or not np.isin(self.choice_indices, self.calibration_indices).any()
 
     def oracle_feeds(self, imported: Imported) -> list[Mapping[str, Any]]:
         """A few real samples where there are any, else the input of the probe run."""
@@ -82,6 +94,13 @@ class Split:
             return [imported.groups.net.feeds]
         fixed = next((s.shape[0] for s in imported.specs if s.shape and s.shape[0]), None)
         return [source.batch(np.resize(indices[:ORACLE_SAMPLES], fixed) if fixed else indices[:ORACLE_SAMPLES])]
+
+
+def _decided_within(first: Index, settings: Options) -> tuple[Index, Index]:
+    """(those of few samples that calibrate, those that decide): one in SHARE decides, where there is anything to decide."""
+    decides = settings.recover != "none" or settings.method == "auto"
+    count = min(CHOICE, len(first) // SHARE) if decides else 0
+    return (first[:-count], first[-count:]) if count else (first, first[-CHOICE:])
 
 
 def most_compared(imported: Imported) -> int:

@@ -78,9 +78,7 @@ def _told(tell: Progress, stage: str, done: int, total: int) -> None:
 def _apart(split: Split) -> tuple[Index | None, Index]:
     """(samples that decide, or None where some of the others have to, samples to train on)."""
     assert split.calibration_indices is not None
-    if np.isin(split.choice_indices, split.calibration_indices).any():
-        return None, split.calibration_indices
-    return split.choice_indices, split.calibration_indices
+    return split.choice_indices if split.impartial else None, split.calibration_indices
 
 
 def told(found: Tuned) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from onnxprune.rules import Layer, Packed, Steps
 from onnxprune.saliency import LayerScore, Saliency, Scores
 from onnxprune.weights import nbytes
 
-MEMORY = 64 << 20  # bytes of activations that one run may hand over, or twice what the weights have
+MEMORY = 32 << 20  # bytes of activations that one run may hand over, or what the weights have
 MAX_BATCH = 32
 Progress = Callable[[int, int], None]
 Read: TypeAlias = tuple[str, Steps | Packed | None]
@@ -41,8 +41,8 @@ def calibrate(
 ) -> Saliency:
     """Scores of every prunable channel on the chosen samples.
 
-    indices: which samples, all by default. batch: samples per run, by default as many as fit 64 MB of activations, or twice
-    the weights.
+    indices: which samples, all by default. batch: samples per run, by default as many as fit 32 MB of activations, or what the
+    weights have.
     Memory is bounded by that and by one chunk of shares, whatever the number of samples. progress(done, total) is called
     after every batch. Raises ModelError or DataError when the model does not run on the data or overflows on it.
     """
@@ -224,15 +224,15 @@ def _joined(runs: Sequence[Values]) -> Values:
     return {read: np.concatenate([r[read] for r in runs]) for read in runs[0]} if len(runs) > 1 else runs[0]
 
 
-def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None) -> int:
-    """Samples per run: what the model fixes, else what was asked for, else what keeps `tensors` within the memory limit."""
+def batch_size(groups: Groups, tensors: Sequence[str], wanted: int | None, share: int = 1) -> int:
+    """Samples per run: what the model fixes, else what was asked for, else what fits `share` times the limit."""
     fixed = fixed_batch(groups)
     if fixed:
         return fixed
     times = groups.net.inside.repeats
     per_sample = sum(4 * times.get(t, 1) * int(np.prod(groups.net.shapes.get(t, (1,)))) for t in tensors)
-    room = max(MEMORY, 2 * sum(nbytes(t) or 0 for t in groups.net.initializers.values()))
-    return wanted or max(1, min(MAX_BATCH, room // max(1, per_sample)))
+    room = max(MEMORY, sum(nbytes(t) or 0 for t in groups.net.initializers.values()))
+    return wanted or max(1, min(MAX_BATCH, share * room // max(1, per_sample)))
 
 
 def fixed_batch(groups: Groups) -> int | None:

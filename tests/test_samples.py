@@ -74,6 +74,33 @@ def test_samples_that_decide_are_left_where_others_are_compared_on(imported: Imp
     assert few.count == 60
 
 
+@pytest.mark.parametrize("held_out", [0, 100])
+@pytest.mark.parametrize(("count", "deciding"), [(60, 12), (5, 1)])
+def test_nothing_is_learnt_from_the_few_that_decide(imported: Imported, count: int, deciding: int, held_out: int) -> None:
+    split = split_of(imported, LEARNING, count, held_out)
+    assert split.calibration_indices is not None and split.set_aside is not None and split.validation_indices is not None
+    assert split.impartial and len(split.choice_indices) == deciding
+    if not held_out:
+        assert split.origin.source == "calibration"
+        assert sorted(split.set_aside) == sorted([*split.calibration_indices, *split.choice_indices])
+
+
+def test_all_of_few_samples_calibrate_where_nothing_is_to_be_decided(imported: Imported) -> None:
+    assert split_of(imported, SCORING, 60).calibration_indices is not None
+    assert np.array_equal(split_of(imported, SCORING, 60).calibration_indices, split_of(imported, SCORING, 60).set_aside)
+    assert len(split_of(imported, Options(recover="none"), 60).choice_indices) == 12  # `auto` has to choose
+
+
+def test_what_is_judged_by_what_it_learnt_from_is_not_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(small_net(), tmp_path / "m.onnx")
+    for count, words in ((4, "on these very samples outputs moved"), (40, "on held-out samples outputs moved")):
+        np.save(tmp_path / "d.npy", images(count))
+        assert run(tmp_path, "prune @m.onnx --data @d.npy --macs 0.5 --recover lsq -o @o.onnx --force") == 0
+        told = json.loads((tmp_path / "o.onnx.report.json").read_text())["recovery"]
+        assert told["held_out"] == (count == 40) and told["samples"] == (32 if count == 40 else 4)
+        assert told["kept"] == "none" or words in capsys.readouterr().out
+
+
 def run(here: Path, arguments: str) -> int:
     return cli.main([word.replace("@", f"{here}/") for word in arguments.split()])
 

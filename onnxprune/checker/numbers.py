@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy.stats import binom
+from scipy.special import bdtr, bdtrc
 
 from onnxprune.errors import ValidationError
 
@@ -134,11 +134,11 @@ def _budget(part: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _limit(seen: int, n: int, delta: float) -> float:
-    return 1.0 if seen == n else _solved(lambda p: binom.cdf(seen, n, p) - delta)
+    return 1.0 if seen == n else _solved(lambda p: bdtr(seen, n, p) - delta)
 
 
 def _least(seen: int, n: int, delta: float) -> float:
-    return _solved(lambda p: delta - binom.sf(seen - 1, n, p)) if seen else 0.0
+    return _solved(lambda p: delta - bdtrc(seen - 1, n, p)) if seen else 0.0
 
 
 def _at_most(alpha: float, seen: int, n: int, delta: float, where: str) -> None:
@@ -167,7 +167,7 @@ def _order_statistic(s: Mapping[str, Any], n: int, where: str) -> None:
     if r is None:
         demand(q**n > delta and s["x"] is None, f"{where}: there are enough samples, but no rank")
         return
-    good = isinstance(r, int) and 1 <= r <= n and binom.sf(r - 1, n, q) <= delta and (r == 1 or binom.sf(r - 2, n, q) > delta)
+    good = isinstance(r, int) and 1 <= r <= n and bdtrc(r - 1, n, q) <= delta and (r == 1 or bdtrc(r - 2, n, q) > delta)
     demand(good, f"{where}: rank {r}")
 
 

@@ -58,7 +58,7 @@ class _Weights:
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in (self.small, self.order, self.light))
+        return sum(a.nbytes for a in (self.w, self.small, self.order, self.light))
 
 
 @dataclass(frozen=True, eq=False)

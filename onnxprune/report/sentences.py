@@ -10,7 +10,8 @@ def recovery(recovery: Mapping[str, Any]) -> Iterator[str]:
     """What recovery was worth, and what it left alone."""
     errors = {k: "-" if v is None else f"{v:.3g}" for k, v in recovery["held_out_relative_l2"].items()}
     if recovery["kept"] != "none":
-        gain = f"on held-out samples outputs moved by {errors['none']} before, {errors[recovery['kept']]} after (relative L2)"
+        where = "held-out samples" if recovery["held_out"] else "these very samples"
+        gain = f"on {where} outputs moved by {errors['none']} before, {errors[recovery['kept']]} after (relative L2)"
         yield f"recovered by {recovery['kept']}, {recovery['layers']} layers from {recovery['samples']} samples: {gain}"
         if recovery["kept"] == "tune":
             yield _gradient(recovery["tuned"], errors)

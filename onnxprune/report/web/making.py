@@ -55,9 +55,8 @@ def _recovered(told: Mapping[str, Any]) -> str:
     said = f"{told['layers']} layers were given {how}, from {told['samples']} samples, without labels{means}."
     if {"none", told["kept"]} <= set(errors):
         before, after = (f"{100 * errors[k]:.3g} %" for k in ("none", told["kept"]))
-        said += (
-            f" On held-out samples the outputs differed from the original's by {before} of their size before, {after} after."
-        )
+        where = "held-out samples" if told["held_out"] else "these very samples"
+        said += f" On {where} the outputs differed from the original's by {before} of their size before, {after} after."
     if told["kept"] != "none" and told["reason"]:
         said += f" It was {told['reason']}."
     return said
