@@ -14,12 +14,15 @@ import numpy as np
 
 from onnxprune.channels import Index
 from onnxprune.graph import Array
+from onnxprune.recovery.symmetric import inverse
 from onnxprune.saliency import Scores
 
 NAME = "obs"  # as in `--method`
 DAMPING = 1e-2  # of the mean diagonal of the Gram matrix
 SHRINKING = 0.3  # more of it where rows are few: so much times the weights that adapt for each row
 SURE = 1 + 1e-9
+WAITING = 256  # rows of W that go before the matrices are brought up to date
+LEAST = 1e-14  # of the largest eigenvalue: less is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,36 +51,97 @@ class Problem:
 
 
 class _Coupled:
-    """A problem in which the weights that are left adapt."""
+    """A problem in which the weights that are left adapt.
+
+    H and W are what they were at the last `_settle`, less what was dropped since: H - P'P and W - P'Q, P and Q with a row for
+    each row of W that went. So each step reads one block of H, and products with all of it are of many rows at once. What the
+    costs need, the diagonal blocks of H and of WW', is kept up to date [units, b, b].
+    """
 
     def __init__(self, problem: Problem, count: int) -> None:
         size = len(problem.gram)
         share = max(DAMPING, SHRINKING * size / max(1, problem.samples))
         self.damping = share * float(np.trace(problem.gram)) / size + 1e-30
-        self.inverse = np.linalg.inv(problem.gram + self.damping * np.eye(size))
-        self.matrix = problem.matrix.astype(np.float64)
-        self.row = np.full((count, problem.rows.shape[1]), -1)
-        self.row[problem.units] = problem.rows
+        units, self.block = problem.rows.shape
+        mine = problem.rows.ravel()
+        self.inverse = _inverse(problem.gram, self.damping, mine)
+        self.matrix = _narrow(problem.matrix[mine].astype(np.float64))
+        self.place = np.full(count, -1)
+        self.place[problem.units] = np.arange(units)
+        self._begin()
 
     def costs(self, units: Index) -> Array:
         found = np.zeros(len(units))
-        here = self.row[units, 0] >= 0
-        rows = self.row[units[here]]
-        if len(rows):
-            w = self.matrix[rows]
-            adapted = (w * np.linalg.solve(self.inverse[rows[:, :, None], rows[:, None, :]], w)).sum((1, 2))
-            found[here] = adapted - self.damping * (w * w).sum((1, 2))  # only those that stay are held back
+        here = self.place[units] >= 0
+        at = self.place[units[here]]
+        own, products = self.own[at], self.products[at]
+        adapted = products / own if self.block == 1 else np.linalg.solve(own, products)
+        # only those that stay are held back
+        found[here] = np.trace(adapted, axis1=1, axis2=2) - self.damping * np.trace(products, axis1=1, axis2=2)
         return found
 
     def drop(self, unit: int) -> None:
-        rows = self.row[unit]
-        if rows[0] < 0:
+        at, b = int(self.place[unit]), self.block
+        if at < 0:
             return
-        across = self.inverse[:, rows]
-        step = across @ np.linalg.inv(across[rows])
-        self.matrix -= step @ self.matrix[rows]
-        self.inverse -= step @ across.T
-        self.matrix[rows] = self.inverse[rows] = self.inverse[:, rows] = 0
+        rows, done, end = slice(at * b, at * b + b), slice(self.gone), slice(self.gone, self.gone + b)
+        before, root = self.p[done, rows].T, _root(self.own[at])
+        p = self.p[end] = root @ (self.inverse[rows] - before @ self.p[done])
+        q = self.q[end] = root @ (self.matrix[rows] - before @ self.q[done])
+        across = q @ self.matrix.T - (q @ self.q[done].T) @ self.p[done] - 0.5 * (q @ q.T) @ p
+        each, other = (v.reshape(b, -1, b).transpose(1, 2, 0) for v in (p, across))
+        turned = each.transpose(0, 2, 1)
+        self.own -= each @ turned
+        step = other @ turned
+        self.products -= step + step.transpose(0, 2, 1)
+        self.place[unit] = -1
+        self.gone += b
+        if self.gone + b > len(self.p):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Carries out what was dropped since the last time, and leaves it out of the matrices."""
+        left, b = np.flatnonzero(self.place >= 0), self.block
+        rows = (self.place[left][:, None] * b + np.arange(b)).ravel()
+        p = self.p[: self.gone, rows]
+        self.inverse = self.inverse[np.ix_(rows, rows)]
+        self.inverse -= p.T @ p
+        self.matrix = self.matrix[rows]
+        self.matrix -= p.T @ self.q[: self.gone]
+        self.place[left] = np.arange(len(left))
+        self._begin()
+
+    def _begin(self) -> None:
+        size, b = len(self.inverse), self.block
+        units, lines = size // b, max(1, WAITING // b) * b
+        self.gone, self.p, self.q = 0, np.empty((lines, size)), np.empty((lines, self.matrix.shape[1]))
+        self.own = np.einsum("ubuc->ubc", self.inverse.reshape(units, b, units, b)).copy()
+        each = self.matrix.reshape(units, b, self.matrix.shape[1])
+        self.products = each @ each.transpose(0, 2, 1)
+
+
+def _inverse(gram: Array, damping: float, mine: Index) -> Array:
+    """The block of (gram + damping)^-1 at the rows and columns `mine`."""
+    order = np.append(mine, np.setdiff1d(np.arange(len(gram)), mine))
+    a = np.array(gram[np.ix_(order, order)], np.float64, order="C")
+    a[np.diag_indices_from(a)] += damping
+    return np.asarray(inverse(a)[: len(mine), : len(mine)])
+
+
+def _narrow(matrix: Array) -> Array:
+    """A matrix with no more columns than rows and the same products of its rows, which are all that costs are made of."""
+    if matrix.shape[0] >= matrix.shape[1]:
+        return matrix
+    return np.ascontiguousarray(np.asarray(np.linalg.qr(matrix.T, mode="r")).T)
+
+
+def _root(a: Array) -> Array:
+    """R [b, b] with R'R the inverse of `a`, which rounding may have made indefinite."""
+    try:
+        return np.asarray(np.linalg.inv(np.linalg.cholesky(a)))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(a)
+        return np.asarray((vectors / np.sqrt(np.maximum(values, LEAST * max(float(values[-1]), LEAST)))).T)
 
 
 class _Independent:

@@ -90,6 +90,41 @@ def test_units_that_do_not_adapt_cost_what_they_add() -> None:
     np.testing.assert_allclose(scores, [4 / 7, 1 / 7, 2 / 7])
 
 
+def one_by_one(p: Problem, damping: float) -> list[float]:
+    """The costs in turn by the formulas of the books: the whole inverse and all weights brought up to date at every step."""
+    inverse, matrix = np.linalg.inv(p.gram + damping * np.eye(len(p.gram))), p.matrix.copy()
+    left, costs = list(range(len(p.units))), []
+    while left:
+        found = []
+        for unit in left:
+            r = p.rows[unit]
+            held_back = damping * (matrix[r] ** 2).sum()
+            found.append(np.trace(matrix[r].T @ np.linalg.solve(inverse[np.ix_(r, r)], matrix[r])) - held_back)
+        costs.append(min(found))
+        r = p.rows[left.pop(int(np.argmin(found)))]
+        step = inverse[:, r] @ np.linalg.inv(inverse[np.ix_(r, r)])
+        matrix = matrix - step @ matrix[r]
+        inverse = inverse - step @ inverse[r]
+        matrix[r], inverse[r], inverse[:, r] = 0, 0, 0
+    return list(np.maximum.accumulate(costs) / p.energy)
+
+
+@pytest.mark.parametrize("waiting", [1, 20, 10_000])
+@pytest.mark.parametrize(("units", "block", "outs", "beside"), [(40, 4, 7, 0), (120, 1, 5, 30), (30, 3, 200, 11)])
+def test_waiting_with_what_was_dropped_changes_nothing(
+    units: int, block: int, outs: int, beside: int, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the matrices are left as they were, with columns of no channel and with more outputs than columns."""
+    monkeypatch.setattr("onnxprune.elimination.WAITING", waiting)
+    rng = np.random.default_rng(units)
+    size = units * block + beside
+    x = rng.standard_normal((500, size // 2)) @ rng.standard_normal((size // 2, size)) + 0.3 * rng.standard_normal((500, size))
+    columns = rng.permutation(size)[: units * block].reshape(units, block)
+    p = Problem(x.T @ x, rng.standard_normal((size, outs)), np.arange(units), columns)
+    scores = np.sort(by_elimination([[p]], units))
+    np.testing.assert_allclose(scores, one_by_one(p, 1e-2 * np.trace(p.gram) / size), rtol=1e-7)
+
+
 # ------------------------------------------------------------------------------------------------------- the pass
 
 
