@@ -19,7 +19,7 @@ from onnxprune.groups import Groups
 from onnxprune.passes.recover import recover
 from onnxprune.passes.surgery import surgery
 from onnxprune.plan import Kept, Plan
-from onnxprune.recovery import solver
+from onnxprune.recovery import rows, solver
 from onnxprune.recovery.replay import Replay, Shelf
 from onnxprune.recovery.sites import _Finder, sites
 
@@ -312,7 +312,7 @@ def test_rows_that_do_not_fit_in_memory_are_gathered_again(monkeypatch: pytest.M
     plan = inner(groups)
     cut = surgery(groups, plan)
     held = recover(groups, plan, cut, batches()).model.SerializeToString()
-    monkeypatch.setattr(solver, "HELD", 1 << 16)
+    monkeypatch.setattr(rows, "HELD", 1 << 16)
     assert recover(groups, plan, cut, batches()).model.SerializeToString() == held
 
 
