@@ -18,6 +18,7 @@ TOGETHER = 64  # inputs * taps up to which NumPy solves all groups in one call
 FEWER = 512  # and from which systems are wide: each solution takes long
 SINGLE = 1e-3  # the least ridge at which such a system is solved in single precision
 CHUNK = 2048  # rows that are multiplied at once
+FEW = 8  # columns for every row from which rows are kept instead of their products
 TRIANGLE = 256  # columns from which computing one triangle pays
 
 
@@ -87,6 +88,7 @@ class Gram:
         self.count, self.x, self._xx = 0, np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs))
         self._one_triangle = groups == 1 and inputs >= TRIANGLE
         self._waiting: list[Array] = []
+        self._multiplied = False
 
     def add(self, x: Array) -> None:
         self.count += x.shape[1]
@@ -97,7 +99,7 @@ class Gram:
 
     def _multiply(self) -> None:
         rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, 1)
-        self._waiting = []
+        self._waiting, self._multiplied = [], True
         if self._one_triangle:
             add_square(self._xx[0], rows[0])
         else:
@@ -111,6 +113,13 @@ class Gram:
         if self._one_triangle:
             mirror(self._xx[0])
         return self._xx
+
+    def few(self) -> Array | None:
+        """X about its means [groups, n, D], where it has so few rows that they are less than their products; else None."""
+        if self._multiplied or self.count * FEW > self._xx.shape[1] or not self._waiting:
+            return None
+        rows = np.concatenate(self._waiting, 1, dtype=np.float64)
+        return np.asarray(rows - rows.mean(1, keepdims=True))
 
     def centred(self) -> Array:
         """X'X about the means. [groups, D, D]"""
