@@ -14,14 +14,14 @@ import numpy as np
 
 from onnxprune.channels import Index
 from onnxprune.graph import Array
-from onnxprune.recovery.symmetric import inverse
+from onnxprune.recovery.symmetric import add_square, inverse, mirror
 from onnxprune.saliency import Scores
 
 NAME = "obs"  # as in `--method`
 DAMPING = 1e-2  # of the mean diagonal of the Gram matrix
 SHRINKING = 0.3  # more of it where rows are few: so much times the weights that adapt for each row
 SURE = 1 + 1e-9
-WAITING = 256  # rows of W that go before the matrices are brought up to date
+WAITING = 128  # rows of W that go before the matrices are brought up to date
 FEWEST = 64  # where H is made of few rows and brought up to date with little ado
 LEAST = 1e-14  # of the largest eigenvalue: less is rounding
 
@@ -80,7 +80,8 @@ class _Dense:
     def keep(self, rows: Index, p: Array) -> None:
         """Leaves all but some rows and columns out, once P'P of what has gone has been taken off. p: P at these [n, rows]."""
         self.matrix = self.matrix[np.ix_(rows, rows)]
-        self.matrix -= p.T @ p
+        add_square(self.matrix, p, -1.0)
+        mirror(self.matrix)
 
     def blocks(self, b: int) -> Array:
         """The blocks on the diagonal. [units, b, b]"""
@@ -152,9 +153,10 @@ class _Coupled:
             return
         rows, done, end = slice(at * b, at * b + b), slice(self.gone), slice(self.gone, self.gone + b)
         before, root = self.p[done, rows].T, _root(self.own[at])
-        p = self.p[end] = root @ (self.inverse.across(rows) - before @ self.p[done])
         q = self.q[end] = root @ (self.matrix[rows] - before @ self.q[done])
-        across = q @ self.matrix.T - (q @ self.q[done].T) @ self.p[done] - 0.5 * (q @ q.T) @ p
+        products = np.concatenate([before, q @ self.q[done].T]) @ self.p[done]  # P is large, and so is read once
+        p = self.p[end] = root @ (self.inverse.across(rows) - products[:b])
+        across = q @ self.matrix.T - products[b:] - 0.5 * (q @ q.T) @ p
         each, other = (v.reshape(b, -1, b).transpose(1, 2, 0) for v in (p, across))
         turned = each.transpose(0, 2, 1)
         self.own -= each @ turned

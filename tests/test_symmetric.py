@@ -29,6 +29,9 @@ def test_triangles_make_the_whole(size: int) -> None:
     assert mirror(total) is total
     np.testing.assert_allclose(total, 5 * whole, atol=2e-5 * np.abs(whole).max())
     np.testing.assert_array_equal(total, total.T)
+    again = total.copy()
+    add_square(again, x.astype(np.float64), -2.0)  # in place
+    np.testing.assert_allclose(mirror(again), total - 2 * whole, atol=1e-12 * np.abs(whole).max())
     u, v = np.random.default_rng(1).standard_normal((2, size))
     before = total.copy()
     subtract_outer(total, u, v)

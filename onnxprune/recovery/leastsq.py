@@ -56,10 +56,10 @@ class Moments:
     def means(self) -> tuple[Array, Array]:
         return self.x / max(1, self.count), self.t / max(1, self.count)
 
-    def centred(self, about: Moments | None = None) -> Moments:
-        """The moments of rows from which means are taken: those of `about`, by default their own."""
+    def centred(self, about: Moments | None = None, *, overwrite: bool = False) -> Moments:
+        """The moments of rows from which means are taken: those of `about`, by default their own. overwrite: in place of xx."""
         n, (mx, mt) = self.count, (about or self).means
-        xx = self.xx.copy()
+        xx = self.xx if overwrite else self.xx.copy()
         for block, mean, off in zip(xx, mx, self.x - 0.5 * n * mx, strict=True):
             subtract_outer(block, mean, off)
         return Moments(

@@ -63,12 +63,12 @@ class _Solver:
         self.all = train.plus(held)
         ridge: float | None = CAUTIOUS
         if held.count and train.count:
-            about = replace(train)
-            ridge = best_ridge(self.centred(train, about), self.centred(held, about), self.start)
+            ridge = best_ridge(self.centred(train, train), self.centred(held, train), self.start)
         del train, held
         if ridge is None:
             return self.start
         whole = self.centred(self.all)
+        self.all = replace(self.all, xx=whole.xx[:0])  # they are about the means now
         system = System(whole, self.start, ridge)
         matrix = system.solve(whole.xt)
         sweeps = FEW_SWEEPS if self.width > FEWER else SWEEPS
@@ -81,7 +81,8 @@ class _Solver:
         return matrix
 
     def centred(self, moments: Moments, about: Moments | None = None) -> Moments:
-        return moments.centred(about) if self.site.home is not None else moments
+        """About the means where a bias can move, in the memory of `moments`."""
+        return moments.centred(about, overwrite=True) if self.site.home is not None else moments
 
     def clipped(self, matrix: Array) -> Moments:
         """The moments with targets that a clip does not tell from what the layer makes now.

@@ -22,10 +22,14 @@ def mirror(a: Array) -> Array:
     return a
 
 
-def add_square(a: Array, rows: Array) -> None:
-    """Adds the triangle above the diagonal of X'X to `a` [D, D]; X [n, D], in row order, as precise as X is."""
+def add_square(a: Array, rows: Array, times: float = 1.0) -> None:
+    """Adds the triangle above the diagonal of X'X, so many times, to `a` [D, D]; X [n, D], as precise as X is."""
     square = get_blas_funcs("syrk", (rows,))
-    a += square(1.0, np.ascontiguousarray(rows).T, lower=1).T
+    columns = np.ascontiguousarray(rows).T
+    if a.dtype == rows.dtype and a.flags.c_contiguous and len(a):
+        square(times, columns, beta=1.0, c=a.T, lower=1, overwrite_c=1)
+    else:
+        a += square(times, columns, lower=1).T
 
 
 def subtract_outer(a: Array, u: Array, v: Array) -> None:
