@@ -165,6 +165,7 @@ def test_the_ridge_is_what_held_out_rows_like_best() -> None:
 
 def test_many_outputs_are_mixed_and_give_the_same_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mixture with random signs keeps squares on average; how errors differ between ridges it shows as well."""
+    monkeypatch.setattr(ridge, "FEWER", 20)
     train, held = (moments(*rows(seed, n, d=30, o=200, noise=3.0)[:2]) for seed, n in ((8, 60), (9, 400)))
     start = rows(0, 1, d=30, o=200)[2] + 0.3
     mixed, single = ridge._Search(train, held, start), best_ridge(train, held, start)
@@ -175,7 +176,7 @@ def test_many_outputs_are_mixed_and_give_the_same_ridge(monkeypatch: pytest.Monk
     for r in (1e-4, 1e-2, 1.0):
         assert mixed.error(r) == pytest.approx(every.error(r), rel=0.1)
         exact = held.error(solve(train, start, r)) - held.error(start)
-        assert every.error(r) == pytest.approx(exact, rel=1e-9)
+        assert every.error(r) == pytest.approx(exact, rel=1e-3)
     assert best_ridge(train, held, start) == single
 
 

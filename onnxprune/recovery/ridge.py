@@ -38,13 +38,13 @@ def best_ridge(train: Moments, held_out: Moments, start: Array, ridges: tuple[fl
 class _Search:
     """Solutions for the change of the weights, by ridge.
 
-    Of many outputs a few mixtures with random signs are looked at, whose squares add up to those of all of them on average.
-    Wide systems are in single precision, as their sums' parts are.
+    Wide systems are in single precision, as their sums' parts are, and of many outputs a few mixtures with random signs are
+    looked at there, whose squares add up to those of all of them on average.
     """
 
     def __init__(self, train: Moments, held_out: Moments, start: Array) -> None:
         kind = np.float32 if start.shape[1] > FEWER else np.float64
-        mixture = _mixture(start.shape[2])
+        mixture = _mixture(start.shape[2]) if start.shape[1] > FEWER else None
         first, t, held_t = (v if mixture is None else v @ mixture for v in (start, train.xt, held_out.xt))
         self.right = (t - train.xx @ first).astype(kind, copy=False)
         self.held_right = held_t - held_out.xx @ first

@@ -24,9 +24,11 @@ def mirror(a: Array) -> Array:
 
 def add_square(a: Array, rows: Array, times: float = 1.0) -> None:
     """Adds the triangle above the diagonal of X'X, so many times, to `a` [D, D]; X [n, D], as precise as X is."""
+    if not len(a):
+        return
     square = get_blas_funcs("syrk", (rows,))
     columns = np.ascontiguousarray(rows).T
-    if a.dtype == rows.dtype and a.flags.c_contiguous and len(a):
+    if a.dtype == rows.dtype and a.flags.c_contiguous:
         square(times, columns, beta=1.0, c=a.T, lower=1, overwrite_c=1)
     else:
         a += square(times, columns, lower=1).T

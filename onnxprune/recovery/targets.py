@@ -16,7 +16,6 @@ from onnxprune.recovery.sites import Site
 ROWS = 64  # output positions for each sample at most: neighbours say much the same
 FEWEST = 8
 ENOUGH = 16384  # rows in all for layers with few weights
-BY_GROUP = 4096  # and for those of a grouped one, where every group has its own matrix and rows
 FOR_EACH = 64  # rows for each weight of an output that suffice
 
 
@@ -82,8 +81,7 @@ def _read(site: Site) -> list[str]:
 def rows_for(site: Site, samples: int) -> int:
     """Output positions to look at for each sample: the fewer weights an output has, the fewer say all."""
     weights = int(np.prod(site.linear.shape)) // max(1, site.linear.outs)
-    enough = ENOUGH if site.linear.groups == 1 else BY_GROUP
-    return int(np.clip(-(-max(enough, FOR_EACH * weights) // max(1, samples)), FEWEST, ROWS))
+    return int(np.clip(-(-max(ENOUGH, FOR_EACH * weights) // max(1, samples)), FEWEST, ROWS))
 
 
 def _samples(batch: Mapping[str, Array]) -> int:
