@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import runtime
+from onnxprune import runtime, wire
+from onnxprune.control import captured
 from onnxprune.graph import Array, Network
 from onnxprune.rules import Layer
 
@@ -22,6 +23,8 @@ AMPLITUDE = 0.3  # of the error, relative to the standard deviation of every cha
 MIXED = 8  # channels that every channel's error is made of
 RUNS = 4  # the runs that this may take in all, in those of the samples that there are
 FEWEST, MOST = 8, 128
+SESSIONS, SHARING = 8, 3  # at most so many sessions, of so many layers at least
+MEMORY = 1 << 30  # bytes of weights in all of them, each having those that come behind its layers
 
 
 def samples_for(layers: int, samples: int) -> int:
@@ -44,25 +47,114 @@ def influences(
     """
     made = {o for node in net.source.graph.node for o in node.output if o}
     here = [layer for layer in layers if layer.out.tensor in made]
-    tensors = list(dict.fromkeys(layer.out.tensor for layer in here))
-    outputs = [o.name for o in net.source.graph.output]
-    plain = runtime.session(runtime.with_outputs(net.source, [*outputs, *tensors]), providers=providers)
-    noisy: Any = None
+    model, outputs = net.source, [o.name for o in net.source.graph.output]
+    parts = _parts(model, list(dict.fromkeys(layer.out.tensor for layer in here)))
+    tails = {t: tail for part in parts for tail in [_Tail(net, part, providers)] for t in part}
+    names = list(dict.fromkeys([*outputs, *(n for tail in tails.values() for n in tail.reads)]))
+    plain = runtime.session(runtime.with_outputs(model, names), providers=providers)
     rng = np.random.default_rng(seed)
     moved, size = np.zeros((len(here), len(outputs))), np.zeros(len(outputs))
     for batch in batches:
-        names = list(dict.fromkeys([*outputs, *tensors]))
         found = dict(zip(names, runtime.run(plain, batch, names), strict=True))
-        floats = {t: found[t] for t in tensors if found[t].dtype.kind == "f"}  # integers have no errors to be added
-        noisy = noisy or runtime.session(_noised(net.source, floats), providers=providers)
-        none = {_noise(t): np.zeros(1, value.dtype) for t, value in floats.items()}
         size += [_energy(found[o]) for o in outputs]
         for k, layer in enumerate(here):
             error = _error(found[layer.out.tensor], layer.out.axis, rng)
             if error is not None:
-                after = runtime.run(noisy, {**batch, **none, _noise(layer.out.tensor): error}, outputs)
-                moved[k] += [_distance(found[o], v) for o, v in zip(outputs, after, strict=True)]
+                after = tails[layer.out.tensor].run({**batch, **found}, layer.out.tensor, error)
+                moved[k] += [_distance(found[o], after[o]) if o in after else 0.0 for o in outputs]
     return _filled(layers, here, moved, size)
+
+
+def _parts(model: onnx.ModelProto, tensors: Sequence[str]) -> list[list[str]]:
+    """The tensors in the order in which they are made, in parts each of which has a session of its own."""
+    number = {o: i for i, node in enumerate(model.graph.node) for o in node.output if o}
+    count = int(np.clip(MEMORY // max(1, wire.size(model)), 1, min(SESSIONS, -(-len(tensors) // SHARING) or 1)))
+    ordered = sorted(tensors, key=number.__getitem__)
+    return [[str(t) for t in part] for part in np.array_split(np.array(ordered, object), count) if len(part)]
+
+
+class _Tail:
+    """What errors in some tensors can reach of a model, as a model of its own: everything before them is run once only."""
+
+    def __init__(self, net: Network, tensors: Sequence[str], providers: Sequence[str] | None) -> None:
+        self._model, self._tensors, self._providers = net.source, tensors, providers
+        self._session: Any = None
+        graph = net.source.graph
+        reads = [[x for x in n.input if x] + captured(n) for n in graph.node]
+        reached = _reached(graph, reads, tensors)
+        self._take(reached | _constant(graph, reads), reads)
+        if not net.shapes.keys() >= set(self._given):  # sequences and the like are not handed over
+            reached = set(range(len(graph.node)))
+            self._take(reached, reads)
+        within = {o for i in reached for o in graph.node[i].output}
+        self._outputs = [o.name for o in graph.output if o.name in within or o.name in tensors]
+        self.reads = list(dict.fromkeys([*tensors, *self._given]))
+
+    def _take(self, nodes: set[int], reads: Sequence[Sequence[str]]) -> None:
+        graph = self._model.graph
+        self._nodes = sorted(nodes)
+        self._used = {x for i in self._nodes for x in reads[i]}
+        known = {o for i in self._nodes for o in graph.node[i].output}
+        known |= {t.name for t in graph.initializer} | {v.name for v in graph.input}
+        self._given = sorted((self._used | set(self._tensors)) - known)
+
+    def run(self, values: Mapping[str, Array], tensor: str, error: Array) -> dict[str, Array]:
+        """The outputs with an error in one of the tensors. values: the inputs, and what was made without any error."""
+        floats = [t for t in self._tensors if values[t].dtype.kind == "f"]  # integers have no errors to be added
+        if not self._outputs:
+            return {}
+        if self._session is None:
+            self._session = runtime.session(self._proto(values, floats), providers=self._providers)
+        none = {_noise(t): np.zeros(1, values[t].dtype) for t in floats}
+        exact = {_exact(t): values[t] for t in floats}
+        found = runtime.run(self._session, {**values, **exact, **none, _noise(tensor): error}, self._outputs)
+        return dict(zip(self._outputs, found, strict=True))
+
+    def _proto(self, values: Mapping[str, Array], floats: Sequence[str]) -> onnx.ModelProto:
+        """The reached part, in which an input of its own is added to each of the tensors."""
+        whole = self._model
+        model = onnx.ModelProto(ir_version=whole.ir_version, opset_import=whole.opset_import, functions=whole.functions)
+        graph = model.graph
+        graph.name = "tail"
+        for i in self._nodes:
+            own = graph.node.add()
+            own.CopyFrom(whole.graph.node[i])
+            own.output[:] = [_exact(o) if o in floats else o for o in own.output]
+        graph.node.extend(helper.make_node("Add", [_exact(t), _noise(t)], [t]) for t in floats)
+        graph.initializer.extend(t for t in whole.graph.initializer if t.name in self._used)
+        graph.sparse_initializer.extend(whole.graph.sparse_initializer)
+        graph.input.extend(v for v in whole.graph.input if v.name in self._used)
+        given = {(_exact(t) if t in floats else t): values[t] for t in self._given} | {_noise(t): values[t] for t in floats}
+        for name, value in given.items():
+            graph.input.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None))
+        graph.output.extend(onnx.ValueInfoProto(name=o) for o in self._outputs)
+        return model
+
+
+def _reached(graph: onnx.GraphProto, reads: Sequence[Sequence[str]], tensors: Iterable[str]) -> set[int]:
+    """The nodes that read one of the tensors, or what such a node makes."""
+    readers: dict[str, list[int]] = {}
+    for i, names in enumerate(reads):
+        for name in names:
+            readers.setdefault(name, []).append(i)
+    reached: set[int] = set()
+    waiting = list(tensors)
+    while waiting:
+        for i in set(readers.get(waiting.pop(), ())) - reached:
+            reached.add(i)
+            waiting.extend(o for o in graph.node[i].output if o)
+    return reached
+
+
+def _constant(graph: onnx.GraphProto, reads: Sequence[Sequence[str]]) -> set[int]:
+    """The nodes that read constants only: some operators take constants and nothing else."""
+    known = {t.name for t in graph.initializer}
+    found: set[int] = set()
+    for i, node in enumerate(graph.node):
+        if node.op_type == "Constant" or (reads[i] and known.issuperset(reads[i]) and not node.op_type.startswith("Random")):
+            found.add(i)
+            known.update(node.output)
+    return found
 
 
 def _filled(layers: Sequence[Layer], here: Sequence[Layer], moved: Array, size: Array) -> dict[Layer, float]:
@@ -80,25 +172,8 @@ def _noise(tensor: str) -> str:
     return tensor + "/onnxprune.noise"
 
 
-def _noised(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
-    """A copy in which an input of its own is added to each of some tensors."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    nodes = []
-    for node in model.graph.node:
-        own = onnx.NodeProto()
-        own.CopyFrom(node)
-        nodes.append(own)
-        for k, name in enumerate(own.output):
-            if name in values:
-                own.output[k] = name + "/onnxprune.exact"
-                nodes.append(helper.make_node("Add", [own.output[k], _noise(name)], [name]))
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
-    for name, value in values.items():
-        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-        copy.graph.input.append(helper.make_tensor_value_info(_noise(name), kind, None))
-    return copy
+def _exact(tensor: str) -> str:
+    return tensor + "/onnxprune.exact"
 
 
 def _error(value: Array, axis: int, rng: np.random.Generator) -> Array | None:

@@ -193,7 +193,9 @@ class _Gram:
         chosen = local[present]
         chosen = chosen[chosen >= 0].reshape(len(present), -1)
         rows = (chosen[:, :, None] * self.taps + np.arange(self.taps)).reshape(len(present), -1)
-        return Problem(self.sums.centred()[0], self.matrix, present, rows, self.sums.count)
+        few = self.sums.few()
+        read = self.sums.centred() if few is None else few
+        return Problem(read[0], self.matrix, present, rows, self.sums.count, few is not None)
 
     def _costs(self) -> Array:
         """What every channel by itself adds to the energy of the output."""

@@ -90,7 +90,70 @@ def test_units_that_do_not_adapt_cost_what_they_add() -> None:
     np.testing.assert_allclose(scores, [4 / 7, 1 / 7, 2 / 7])
 
 
+def one_by_one(p: Problem, damping: float) -> list[float]:
+    """The costs in turn by the formulas of the books: the whole inverse and all weights brought up to date at every step."""
+    inverse, matrix = np.linalg.inv(p.gram + damping * np.eye(len(p.gram))), p.matrix.copy()
+    left, costs = list(range(len(p.units))), []
+    while left:
+        found = []
+        for unit in left:
+            r = p.rows[unit]
+            held_back = damping * (matrix[r] ** 2).sum()
+            found.append(np.trace(matrix[r].T @ np.linalg.solve(inverse[np.ix_(r, r)], matrix[r])) - held_back)
+        costs.append(min(found))
+        r = p.rows[left.pop(int(np.argmin(found)))]
+        step = inverse[:, r] @ np.linalg.inv(inverse[np.ix_(r, r)])
+        matrix = matrix - step @ matrix[r]
+        inverse = inverse - step @ inverse[r]
+        matrix[r], inverse[r], inverse[:, r] = 0, 0, 0
+    return list(np.maximum.accumulate(costs) / p.energy)
+
+
+@pytest.mark.parametrize("waiting", [1, 20, 10_000])
+@pytest.mark.parametrize(("units", "block", "outs", "beside"), [(40, 4, 7, 0), (120, 1, 5, 30), (30, 3, 200, 11)])
+def test_waiting_with_what_was_dropped_changes_nothing(
+    units: int, block: int, outs: int, beside: int, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the matrices are left as they were, with columns of no channel and with more outputs than columns."""
+    monkeypatch.setattr("onnxprune.elimination.WAITING", waiting)
+    rng = np.random.default_rng(units)
+    size = units * block + beside
+    x = rng.standard_normal((500, size // 2)) @ rng.standard_normal((size // 2, size)) + 0.3 * rng.standard_normal((500, size))
+    columns = rng.permutation(size)[: units * block].reshape(units, block)
+    p = Problem(x.T @ x, rng.standard_normal((size, outs)), np.arange(units), columns)
+    scores = np.sort(by_elimination([[p]], units))
+    np.testing.assert_allclose(scores, one_by_one(p, 1e-2 * np.trace(p.gram) / size), rtol=1e-7)
+
+
+@pytest.mark.parametrize(("units", "block", "outs", "beside"), [(40, 4, 7, 0), (120, 1, 5, 30), (50, 3, 200, 11)])
+def test_few_rows_do_as_well_as_their_gram_matrix(
+    units: int, block: int, outs: int, beside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(units)
+    size = units * block + beside
+    x = rng.standard_normal((12, size))
+    x -= x.mean(0)
+    columns = rng.permutation(size)[: units * block].reshape(units, block)
+    rest = (rng.standard_normal((size, outs)), np.arange(units), columns, len(x))
+    of_gram = by_elimination([[Problem(x.T @ x, *rest)]], units)
+    np.testing.assert_allclose(by_elimination([[Problem(x, *rest, few=True)]], units), of_gram, rtol=1e-8)
+    monkeypatch.setattr("onnxprune.elimination.FEWEST", 1)  # brought up to date all the time
+    np.testing.assert_allclose(by_elimination([[Problem(x, *rest, few=True)]], units), of_gram, rtol=1e-8)
+
+
 # ------------------------------------------------------------------------------------------------------- the pass
+
+
+def test_few_samples_are_kept_instead_of_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = build([("Conv", "a wb", "y")], {"wb": w(4, 8, 3, 3)}, x=X)
+    products = scored(groups, 2)["a"]
+    monkeypatch.setattr("onnxprune.recovery.leastsq.FEW", 1)
+    seen: list[bool] = []
+    solve = Problem.energy.fget
+    assert solve is not None
+    monkeypatch.setattr(Problem, "energy", property(lambda p: (seen.append(p.few), solve(p))[1]))
+    np.testing.assert_allclose(scored(groups, 2)["a"], products, rtol=1e-5)
+    assert seen == [True]
 
 
 def scored(groups: Groups, n: int = 24, **options: Any) -> dict[str, Array]:

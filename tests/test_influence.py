@@ -105,3 +105,47 @@ def test_samples_are_few_where_layers_are_many() -> None:
     assert samples_for(1000, 512) == influence.FEWEST
     assert samples_for(2, 10_000) == influence.MOST
     assert samples_for(50, 4) == 4
+
+
+CHOICE = [
+    ("Conv", "a wb", "b"), ("Relu", "b", "r"), ("Conv", "r wc", "c"), ("Split", "c parts", "f g", {"axis": 1}),
+    ("Constant", "", "two", {"value_float": 2.0}), ("Mul", "f two", "h"), ("Conv", "h wd", "d"), ("Add", "d g", "s"),
+    ("Conv", "s we", "y"), ("GlobalAveragePool", "r", "q"), ("Conv", "q we", "z"),
+]  # fmt: skip
+CHOICE_WEIGHTS = {"wb": w(16, 8, 1, 1), "wc": w(16, 16, 1, 1), "wd": w(8, 8, 1, 1), "we": w(4, 8, 1, 1)}
+
+
+@pytest.mark.parametrize("ir", [3, 8])
+def test_what_an_error_cannot_reach_is_not_run_again_and_not_missed(monkeypatch: pytest.MonkeyPatch, ir: int) -> None:
+    weights = CHOICE_WEIGHTS | {"we": w(4, 8, 1, 1), "wz": w(4, 16, 1, 1), "parts": np.array([8, 8])}
+    nodes = [n if n[2] != "z" else ("Conv", "q wz", "z") for n in CHOICE]
+    groups = build(nodes, weights, outputs="y z b", x=(8, 16, 3, 3), ir=ir)
+    data = batches(2, (8, 16, 3, 3))
+    counts: list[int] = []
+    take = influence._Tail._take
+
+    def counted(tail: influence._Tail, *args: Any) -> None:
+        take(tail, *args)
+        counts.append(len(tail._nodes))
+
+    monkeypatch.setattr(influence._Tail, "_take", counted)
+    monkeypatch.setattr(influence, "SHARING", 1)
+    tails = measured(groups, data)
+    first = list(counts)
+    assert len(first) > 1 and first[-1] == 1 < first[0]
+    monkeypatch.setattr(influence, "_reached", lambda graph, *_: set(range(len(graph.node))))
+    whole = measured(groups, data)
+    assert set(counts[len(first) :]) == {len(groups.net.source.graph.node)}
+    assert tails == pytest.approx(whole, rel=1e-4)
+
+
+def test_sequences_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not handed to the part that an error reaches: all of the model is run."""
+    monkeypatch.setattr(influence, "SHARING", 1)
+    nodes = [
+        ("Conv", "a wb", "b"), ("SequenceConstruct", "a b", "s"), ("Conv", "b wc", "c"), ("SequenceInsert", "s c", "t"),
+        ("SequenceAt", "t two", "p"), ("Conv", "p we", "y"),
+    ]  # fmt: skip
+    groups = build(nodes, {"wb": w(8, 8, 1, 1), "wc": w(8, 8, 1, 1), "we": EYE[:8, :8], "two": np.int64(2)}, x=X)
+    found = {layer.out.tensor: v for layer, v in influences(groups.net, groups.layers, batches()).items()}
+    assert found["y"] == pytest.approx(1.0, rel=0.02) and found["b"] > 0

@@ -10,8 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.recovery.leastsq import Moments, Sums, System, best_ridge, solve
+from onnxprune.recovery import leastsq, ridge
+from onnxprune.recovery.leastsq import Gram, Moments, Sums, System, solve
 from onnxprune.recovery.linear import Linear
+from onnxprune.recovery.ridge import best_ridge
 from onnxprune.recovery.targets import spread
 
 Array = np.ndarray[Any, Any]
@@ -115,10 +117,10 @@ def test_solution_is_that_of_numpy_with_an_intercept() -> None:
 def test_ridge_is_on_the_change() -> None:
     x, t, _ = rows(1, 30)
     start = np.random.default_rng(5).standard_normal((2, 5, 3))
-    found, ridge = moments(x, t), 0.3
-    w = solve(found, start, ridge)
+    found, strength = moments(x, t), 0.3
+    w = solve(found, start, strength)
     for g in range(2):
-        scale = ridge * np.trace(x[g].T @ x[g]) / 5
+        scale = strength * np.trace(x[g].T @ x[g]) / 5
         stacked = np.vstack([x[g], np.sqrt(scale) * np.eye(5)]), np.vstack([t[g], np.sqrt(scale) * start[g]])
         np.testing.assert_allclose(w[g], np.linalg.lstsq(*stacked, rcond=None)[0], atol=1e-10)
     np.testing.assert_allclose(solve(found, start, 1e9), start, atol=1e-6)
@@ -129,9 +131,9 @@ def test_large_systems_are_factorised_once_for_all_targets() -> None:
     found, other = moments(x, t), moments(x, 2 * t + 1)
     start = np.random.default_rng(5).standard_normal((2, 70, 3))
     system = System(found, start, 0.01)
-    assert system.factors is not None and System(moments(*rows(0, 30)[:2]), np.zeros((2, 5, 3)), 0.01).factors is None
+    matrix = found.xx + 0.01 * np.einsum("gii->gi", found.xx).mean(1)[:, None, None] * np.eye(70)
     for m in (found, other):
-        expected = start + np.linalg.solve(system.matrix, m.xt - m.xx @ start)
+        expected = start + np.linalg.solve(matrix, m.xt - m.xx @ start)
         np.testing.assert_allclose(system.solve(m.xt), expected, rtol=1e-8, atol=1e-10)
 
 
@@ -153,9 +155,70 @@ def test_the_ridge_is_what_held_out_rows_like_best() -> None:
     held = moments(*rows(4, 400, d=7, noise=2.0)[:2])
     train = moments(x, t)
     start = w + 0.05
-    ridge = best_ridge(train.centred(), held.centred(train), start)
-    assert ridge is None or ridge >= 1e-2  # eight noisy rows say little about seven weights that are nearly right
+    found = best_ridge(train.centred(), held.centred(train), start)
+    assert found is None or found >= 1e-2  # eight noisy rows say little about seven weights that are nearly right
     clean = best_ridge(
         moments(*rows(5, 400, noise=0)[:2]).centred(), moments(*rows(6, 50, noise=0)[:2]).centred(), rows(0, 1)[2] + 1
     )
     assert clean is not None and clean <= 1e-4
+
+
+def test_many_outputs_are_mixed_and_give_the_same_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mixture with random signs keeps squares on average; how errors differ between ridges it shows as well."""
+    monkeypatch.setattr(ridge, "FEWER", 20)
+    train, held = (moments(*rows(seed, n, d=30, o=200, noise=3.0)[:2]) for seed, n in ((8, 60), (9, 400)))
+    start = rows(0, 1, d=30, o=200)[2] + 0.3
+    mixed, single = ridge._Search(train, held, start), best_ridge(train, held, start)
+    assert mixed.right.shape == (2, 30, ridge.MIXED)
+    monkeypatch.setattr(ridge, "MIXED", 200)
+    every = ridge._Search(train, held, start)
+    assert every.right.shape == (2, 30, 200)
+    for r in (1e-4, 1e-2, 1.0):
+        assert mixed.error(r) == pytest.approx(every.error(r), rel=0.1)
+        exact = held.error(solve(train, start, r)) - held.error(start)
+        assert every.error(r) == pytest.approx(exact, rel=1e-3)
+    assert best_ridge(train, held, start) == single
+
+
+def test_wide_systems_are_solved_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, held = (moments(*rows(seed, n, d=80)[:2]) for seed, n in ((8, 300), (9, 400)))
+    start = np.random.default_rng(5).standard_normal((2, 80, 3))
+    exact, error = System(train, start, 0.01).solve(train.xt), ridge._Search(train, held, start).error(0.01)
+    precise = System(train, start, 1e-5).solve(train.xt)
+    for module in (leastsq, ridge):
+        monkeypatch.setattr(module, "FEWER", 70)
+    wide = System(train, start, 0.01)
+    assert wide.made.dtype == np.float32
+    np.testing.assert_allclose(wide.solve(train.xt), exact, atol=1e-4 * np.abs(exact).max())  # of numbers of condition 1e3
+    assert ridge._Search(train, held, start).error(0.01) == pytest.approx(error, rel=1e-4)
+    np.testing.assert_array_equal(System(train, start, 1e-5).solve(train.xt), precise)  # too small a ridge for that
+
+
+def test_means_are_taken_in_place_where_that_is_asked_for() -> None:
+    x, t, _ = rows(2, 20)
+    first, second = moments(x, t), moments(x, t)
+    expected, before = first.centred(), first.xx.copy()
+    np.testing.assert_array_equal(first.xx, before)
+    found = second.centred(second, overwrite=True)
+    assert found.xx is second.xx
+    np.testing.assert_array_equal(found.xx, expected.xx)
+    np.testing.assert_array_equal(found.xt, expected.xt)
+
+
+def test_wide_sums_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One triangle only is added up, rows together once there are enough of them."""
+    x = np.random.default_rng(0).standard_normal((1, 90, 300)).astype(np.float32)
+    whole = x[0].T.astype(np.float64) @ x[0]
+    monkeypatch.setattr(leastsq, "CHUNK", 40)
+    gram = Gram(1, 300)
+    for part in np.array_split(x, 5, axis=1):
+        gram.add(part)
+    np.testing.assert_allclose(gram.xx[0], whole, atol=1e-4)
+    np.testing.assert_allclose(gram.centred()[0], np.cov(x[0].T, bias=True) * 90, atol=1e-4)
+    assert gram.few() is None
+    few = Gram(1, 300)
+    few.add(x[:, :20])
+    kept = few.few()
+    assert kept is not None
+    np.testing.assert_allclose(kept[0], x[0, :20] - x[0, :20].mean(0, dtype=np.float64), atol=1e-12)
+    np.testing.assert_allclose(kept[0].T @ kept[0], few.centred()[0], atol=1e-4)

@@ -19,9 +19,11 @@ from onnxprune.groups import Groups
 from onnxprune.passes.recover import recover
 from onnxprune.passes.surgery import surgery
 from onnxprune.plan import Kept, Plan
-from onnxprune.recovery import solver
+from onnxprune.recovery import rows, solver
 from onnxprune.recovery.replay import Replay, Shelf
+from onnxprune.recovery.rows import Rows
 from onnxprune.recovery.sites import _Finder, sites
+from onnxprune.recovery.targets import Targets
 
 Array = np.ndarray[Any, Any]
 X = (4, 6, 8, 8)
@@ -170,6 +172,44 @@ def test_a_bias_goes_to_the_mean_of_the_normalisation() -> None:
 def test_what_is_not_solved_for_has_a_reason(nodes: list[Any], weights: dict[str, Array], layer: str, why: str) -> None:
     left = found(build(nodes, weights, x=X))[1]
     assert any(why in reason for name, reason in left.items() if name.startswith(layer))
+
+
+# ----------------------------------------------------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("chunk", [1, 10_000])
+def test_rows_read_and_make_what_the_layer_does(biased: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that was not cut, behind a normalisation that turns some signs, a sum and a clip."""
+    monkeypatch.setattr(rows, "CHUNK", chunk)
+    nodes = [
+        ("Conv", "a wb bb" if biased else "a wb", "b", PAD), ("BatchNormalization", "b gamma beta mean var", "n"),
+        ("Add", "n a", "s"), ("Clip", "s low high", "t"), ("Conv", "t wc", "y"),
+    ]  # fmt: skip
+    weights = {"wb": w(8, 8, 3, 3), "bb": w(8), "gamma": w(8), "beta": w(8), "mean": w(8), "var": w(8) ** 2 + 0.1}
+    groups = build(nodes, weights | {"low": np.float32(-1), "high": np.float32(1), "wc": w(3, 8, 1, 1)}, x=X)
+    site = next(s for s in sites(groups, Plan({}), groups.net.source)[0] if s.out == "b")
+    assert {-1.0, 1.0} == set(np.sign(site.path.gain))
+    replay = Replay(groups.net.source, batches(3))
+    targets = Targets.of(groups.net, [site], replay.batches, 0)
+    replay.advance({site.node})
+    found = Rows(site, replay, targets.by_node[site.node])
+    matrix = site.linear.matrix(site.weight) * found.sign
+    total = 0
+    for block in found:
+        made = (block.x + found.origin[:, None]) @ matrix + found.sign * site.bias
+        np.testing.assert_allclose(block.t, made, atol=2e-3)
+        assert block.low is not None and block.high is not None and block.low[0].any() and block.high[0].any()
+        far = np.where(np.arange(8) % 2, 1e6, -1e6).astype(np.float32)
+        aim = block.nearest(np.broadcast_to(far, block.t.shape))
+        free = np.where(far > 0, block.high[0], block.low[0])
+        np.testing.assert_array_equal(aim == far, free)  # below and above the clip all is as good
+        bound = np.where(far > 0, block.low[1], block.high[1])
+        kept = ~block.low[0] & ~block.high[0]
+        np.testing.assert_array_equal(aim[kept], block.t[kept])
+        np.testing.assert_array_equal(aim[~free & ~kept], bound[~free & ~kept])  # on the wrong side the bound is nearest
+        total += block.t.shape[1]
+    assert total == sum(len(t.picks) for t in targets.by_node[site.node])
 
 
 # -------------------------------------------------------------------------------------------------------- recover
@@ -347,7 +387,7 @@ def test_rows_that_do_not_fit_in_memory_are_gathered_again(monkeypatch: pytest.M
     plan = inner(groups)
     cut = surgery(groups, plan)
     held = recover(groups, plan, cut, batches()).model.SerializeToString()
-    monkeypatch.setattr(solver, "HELD", 1 << 16)
+    monkeypatch.setattr(rows, "HELD", 1 << 16)
     assert recover(groups, plan, cut, batches()).model.SerializeToString() == held
 
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.linalg import LinAlgError
-from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.blas import get_blas_funcs
 
 from onnxprune.graph import Array
+from onnxprune.recovery.symmetric import Factors, add_square, mirror, subtract_outer
 
 TOGETHER = 64  # inputs * taps up to which NumPy solves all groups in one call
-FEWER = 512  # and from which only every second ridge is tried
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal of the Gram matrix
+FEWER = 512  # and from which systems are wide: each solution takes long
+SINGLE = 1e-3  # the least ridge at which such a system is solved in single precision
 CHUNK = 2048  # rows that are multiplied at once
+FEW = 8  # columns for every row from which rows are kept instead of their products
 TRIANGLE = 256  # columns from which computing one triangle pays
 
 
@@ -40,8 +40,8 @@ class Moments:
         """Adds what depends on the targets, of rows whose inputs have been counted."""
         t = t.astype(x.dtype, copy=False)
         self.xt += x.transpose(0, 2, 1) @ t
-        self.tt += np.einsum("gno,gno->go", t, t, dtype=np.float64)
-        self.t += t.sum(1, dtype=np.float64)
+        self.tt += _totals(np.square(t))
+        self.t += _totals(t)
 
     def without_targets(self) -> Moments:
         """The same rows, their targets to be added anew."""
@@ -56,13 +56,15 @@ class Moments:
     def means(self) -> tuple[Array, Array]:
         return self.x / max(1, self.count), self.t / max(1, self.count)
 
-    def centred(self, about: Moments | None = None) -> Moments:
-        """The moments of rows from which means are taken: those of `about`, by default their own."""
+    def centred(self, about: Moments | None = None, *, overwrite: bool = False) -> Moments:
+        """The moments of rows from which means are taken: those of `about`, by default their own. overwrite: in place of xx."""
         n, (mx, mt) = self.count, (about or self).means
-        side = _outer(mx, 0.5 * n * mx - self.x)
+        xx = self.xx if overwrite else self.xx.copy()
+        for block, mean, off in zip(xx, mx, self.x - 0.5 * n * mx, strict=True):
+            subtract_outer(block, mean, off)
         return Moments(
             n,
-            self.xx + side + side.transpose(0, 2, 1),
+            xx,
             self.centred_targets(about),
             self.tt - 2 * mt * self.t + n * mt * mt,
             self.x - n * mx,
@@ -86,37 +88,45 @@ class Gram:
         self.count, self.x, self._xx = 0, np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs))
         self._one_triangle = groups == 1 and inputs >= TRIANGLE
         self._waiting: list[Array] = []
+        self._multiplied = False
 
     def add(self, x: Array) -> None:
         self.count += x.shape[1]
-        self.x += x.sum(1, dtype=np.float64)
+        self.x += _totals(x)
         self._waiting.append(x)
         if sum(w.shape[1] for w in self._waiting) >= CHUNK:
             self._multiply()
 
     def _multiply(self) -> None:
         rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, 1)
-        self._waiting = []
+        self._waiting, self._multiplied = [], True
         if self._one_triangle:
-            square = get_blas_funcs("syrk", (rows,))
-            self._xx[0] += square(1.0, np.ascontiguousarray(rows[0]).T, lower=1).T
+            add_square(self._xx[0], rows[0])
         else:
             self._xx += rows.transpose(0, 2, 1) @ rows
 
     @property
     def xx(self) -> Array:
-        """X'X [groups, D, D]."""
+        """X'X [groups, D, D]; not to be changed."""
         if self._waiting:
             self._multiply()
-        if not self._one_triangle:
-            return self._xx
-        whole = self._xx[0] + self._xx[0].T
-        whole[np.diag_indices_from(whole)] *= 0.5
-        return np.asarray(whole[None])
+        if self._one_triangle:
+            mirror(self._xx[0])
+        return self._xx
+
+    def few(self) -> Array | None:
+        """X about its means [groups, n, D], where it has so few rows that they are less than their products; else None."""
+        if self._multiplied or self.count * FEW > self._xx.shape[1] or not self._waiting:
+            return None
+        rows = np.concatenate(self._waiting, 1, dtype=np.float64)
+        return np.asarray(rows - rows.mean(1, keepdims=True))
 
     def centred(self) -> Array:
         """X'X about the means. [groups, D, D]"""
-        return np.asarray(self.xx - _outer(self.x, self.x) / max(1, self.count))
+        xx = self.xx.copy()
+        for block, total in zip(xx, self.x, strict=True):
+            subtract_outer(block, total, 0.5 * total / max(1, self.count))
+        return xx
 
 
 class Sums:
@@ -136,59 +146,61 @@ class Sums:
         return replace(self._moments, count=self._gram.count, xx=self._gram.xx, x=self._gram.x)
 
 
+def _totals(x: Array) -> Array:
+    """Sums over rows, in as many steps as a product takes. [groups, columns]"""
+    return np.asarray((np.ones((1, x.shape[1]), x.dtype) @ x)[:, 0])
+
+
 def _outer(a: Array, b: Array) -> Array:
     return np.asarray(a[:, :, None] * b[:, None, :])
 
 
+def mean_diagonal(xx: Array) -> Array:
+    """What ridges are relative to: the mean diagonal of every group. [groups]"""
+    diagonal = np.einsum("gii->gi", xx).mean(1)
+    return np.where(diagonal > 0, diagonal, 1.0)
+
+
+def factorised(xx: Array, damping: Array) -> list[Factors] | Array:
+    """xx [groups, D, D] with `damping` [groups] on its diagonals, factorised where that pays, else as it is.
+
+    Raises LinAlgError where it is, by rounding, not positive definite.
+    """
+    if xx.shape[1] <= TOGETHER:
+        return np.asarray(xx + damping[:, None, None] * np.eye(xx.shape[1]))
+    return [Factors(m, d) for m, d in zip(xx, damping, strict=True)]
+
+
+def solved(system: list[Factors] | Array, right: Array) -> Array:
+    """Of what `factorised` returns, the solutions [groups, D, O] for right sides."""
+    if isinstance(system, list):
+        return np.stack([f.solve(r) for f, r in zip(system, right, strict=True)])
+    return np.asarray(np.linalg.solve(system, right))
+
+
 class System:
-    """X'X + ridge * (mean diagonal of X'X), factorised once for all targets. Small systems are solved together instead."""
+    """X'X + ridge * (mean diagonal of X'X), factorised once for all targets.
+
+    Wide systems with a ridge that allows it are in single precision.
+    """
 
     def __init__(self, moments: Moments, start: Array, ridge: float) -> None:
-        diagonal = np.einsum("gii->gi", moments.xx).mean(1)
-        scale = np.where(diagonal > 0, diagonal, 1.0)
-        self.start, self.made = start, moments.xx @ start
-        self.matrix = moments.xx + (ridge * scale)[:, None, None] * np.eye(moments.xx.shape[1])
-        self.factors = None
-        if self.matrix.shape[1] > TOGETHER:
-            try:
-                self.factors = [cho_factor(m, check_finite=False) for m in self.matrix]
-            except LinAlgError:  # by rounding no longer positive
-                self.factors = None
+        kind = np.float32 if start.shape[1] > FEWER and ridge >= SINGLE else np.float64
+        xx, damping = moments.xx.astype(kind, copy=False), ridge * mean_diagonal(moments.xx)
+        self.start, self.made = start, xx @ start.astype(kind, copy=False)
+        try:
+            self._system = factorised(xx, damping)
+        except LinAlgError:
+            self._system = moments.xx + damping[:, None, None] * np.eye(start.shape[1])
 
     def solve(self, xt: Array) -> Array:
         """The W that minimises |T - X W|^2 + ridge * (mean diagonal of X'X) |W - start|^2. [groups, D, O]
 
         xt: X'T. The penalty is on the change: where the rows say little, the weights stay what they were.
         """
-        right = xt - self.made
-        if self.factors is None:
-            return np.asarray(self.start + np.linalg.solve(self.matrix, right))
-        found = [cho_solve(f, r, check_finite=False) for f, r in zip(self.factors, right, strict=True)]
-        return np.asarray(self.start + np.stack(found))
+        return np.asarray(self.start + solved(self._system, xt - self.made))
 
 
 def solve(moments: Moments, start: Array, ridge: float) -> Array:
     """`System.solve` for one set of targets."""
     return System(moments, start, ridge).solve(moments.xt)
-
-
-def best_ridge(train: Moments, held_out: Moments, start: Array, ridges: tuple[float, ...] = RIDGES) -> float | None:
-    """The ridge whose solution on some rows is best on others; None where `start` itself is.
-
-    From the middle downhill: the error falls and then rises with the ridge, and every ridge that is tried costs a solution.
-    """
-    if start.shape[1] > FEWER:
-        ridges = ridges[1::2]
-    errors: dict[int, float] = {}
-
-    def error(i: int) -> float:
-        if not 0 <= i < len(ridges):
-            return float("inf")
-        if i not in errors:
-            errors[i] = held_out.error(solve(train, start, ridges[i]))
-        return errors[i]
-
-    best = len(ridges) // 2
-    while error(beside := min((best - 1, best + 1), key=error)) < error(best):
-        best = beside
-    return ridges[best] if error(best) < held_out.error(start) else None

@@ -21,15 +21,15 @@ FOR_EACH = 64  # rows for each weight of an output that suffice
 
 @dataclass(eq=False)
 class Target:
-    """Of one layer and batch: which rows, the shape that they are counted in, its own output there and its path's `sum`.
+    """Of one layer and batch: which rows, the shape that they are counted in, its path's `sum` there and its own output.
 
-    made, sum: [rows, channels that stay].
+    sum, made: [rows, channels that stay]. made: only where the path adds something to it that may not be known in time.
     """
 
     picks: Index
     shape: tuple[int, ...]
-    made: Array
     sum: Array
+    made: Array | None = None
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ class Targets:
     ) -> Targets:
         """Runs the original once over all batches."""
         targets = Targets({s.node: [] for s in found})
-        names = list(dict.fromkeys(n for s in found for n in (s.out, s.path.sum)))
+        names = list(dict.fromkeys(n for s in found for n in _read(s)))
         session = runtime.session(runtime.with_outputs(net.source, names), providers=providers)
         rng = np.random.default_rng(seed)
         total = sum(_samples(batch) for batch in batches)
@@ -60,20 +60,22 @@ class Targets:
         return targets
 
     def _add(self, site: Site, values: Mapping[str, Array], wanted: int, rng: np.random.Generator) -> None:
-        shape = site.rows(values[site.out].shape)
+        shape = site.rows(values[site.path.sum].shape)
         picks = spread(int(np.prod(shape)), wanted, rng)
-        made = self._shelf.put(site.linear.outputs(values[site.out], picks)[:, site.kept])
-        total = made
-        if site.path.sum != site.out:
-            total = self._shelf.put(site.linear.outputs(values[site.path.sum], picks)[:, site.kept])
-        self.by_node[site.node].append(Target(picks, shape, made, total))
+        found = [self._shelf.put(site.linear.outputs(values[name], picks)[:, site.kept]) for name in _read(site)]
+        self.by_node[site.node].append(Target(picks, shape, *found))
 
     def drop(self, site: Site) -> None:
         """Forgets the targets of a layer."""
         for target in self.by_node.pop(site.node):
-            self._shelf.drop(target.made)
-            if target.sum is not target.made:
-                self._shelf.drop(target.sum)
+            self._shelf.drop(target.sum)
+            if target.made is not None:
+                self._shelf.drop(target.made)
+
+
+def _read(site: Site) -> list[str]:
+    """The tensors that say what a layer should make; nothing within a path is asked for, so that it may be run as one."""
+    return [site.path.sum] if site.path.rest is None else [site.path.sum, site.out]
 
 
 def rows_for(site: Site, samples: int) -> int:
