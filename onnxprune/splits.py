@@ -111,8 +111,8 @@ def most_compared(imported: Imported) -> int:
 def calibration_samples(imported: Imported, settings: Options, total: int, *, compared: bool) -> int:
     """How many of `total` samples calibrate: `--samples`, else what the theory asks for, or more where weights are learnt.
 
-    Sensitivities need few samples, recovery and `obs` gain from more: LEARNING_MOST, fewer of a big network. These come out
-    of what nothing else needs: compared says that outputs are compared on the rest, which keeps as many as without learning.
+    Sensitivities need few samples, recovery and `obs` gain from more: LEARNING_MOST, fewer of a big network. compared says that
+    outputs are compared on the rest, which then keeps half of them.
     """
     if settings.samples:
         return settings.samples
@@ -121,9 +121,7 @@ def calibration_samples(imported: Imported, settings: Options, total: int, *, co
         return enough
     wanted = min(LEARNING_MOST, int(LEARNING_WORK / max(1, imported.size.macs)))
     left = total - CHOICE
-    if compared:
-        left -= min(most_compared(imported), max(0, left - enough))
-    return max(enough, min(wanted, left))
+    return max(enough, min(wanted, left // 2 if compared else left))
 
 
 def enough_samples(groups: Groups, delta: float) -> int:
