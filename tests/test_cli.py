@@ -204,6 +204,7 @@ BAD = {
     "command unknown": ("shrink m.onnx", ("'shrink'", "'prune'", "--help")),
     "freeze matches nothing": (prune("--freeze 'none*'"), ("--freeze none*", "matches no", "onnxprune inspect")),
     "align 0": (prune("--align 0"), ("--align", "at least 1, not 0")),
+    "finetune 0": (prune("--finetune 0"), ("--finetune", "at least 1, not 0")),
     "samples 0": (prune("--samples 0"), ("--samples", "at least 1, not 0")),
     "config missing": (prune("--config no.toml"), ("no.toml", "No such file", "TOML file")),
     "config broken": (prune("--config broken.toml"), ("broken.toml is not TOML", "line 1", "for example")),

@@ -99,7 +99,9 @@ def test_what_is_judged_by_what_it_learnt_from_is_not_held_out(tmp_path: Path, c
         assert run(tmp_path, "prune @m.onnx --data @d.npy --macs 0.5 --recover lsq -o @o.onnx --force") == 0
         told = json.loads((tmp_path / "o.onnx.report.json").read_text())["recovery"]
         assert told["held_out"] == (count == 40) and told["samples"] == (32 if count == 40 else 4)
-        assert told["kept"] == "none" or words in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert told["kept"] == "none" or words in said
+        assert f"on {count} samples, all of them set aside to calibrate: " in said
 
 
 def run(here: Path, arguments: str) -> int:

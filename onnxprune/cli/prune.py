@@ -69,6 +69,8 @@ def prune(args: argparse.Namespace) -> None:
     outs = [*api.outputs(out, report, external=bool(files.external_files(args.model))), args.save_plan]
     shared.check_outputs(args, outs, [args.model, args.data, args.validation, args.certify, args.calibration])
     calibration = Saliency.load(args.calibration) if args.calibration else None
+    if args.finetune is not None and args.finetune < 1:
+        raise OptionError(f"--finetune takes a number of epochs, at least 1, not {args.finetune}")
     training = None if args.finetune is None else shared.training(args, epochs=args.finetune)
     with progress(args.quiet) as tell:
         result = api.prune(

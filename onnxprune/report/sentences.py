@@ -42,7 +42,8 @@ def validation(found: Mapping[str, Any]) -> Iterator[str]:
     if found["relative_l2"] is not None:
         parts.append(f"outputs moved by {found['relative_l2']:.3g} (relative L2)")
     if parts:
-        yield f"on {found['samples']} samples: " + ", ".join(parts)
+        those = ", all of them set aside to calibrate" if found.get("source") == "calibration" else ""
+        yield f"on {found['samples']} samples{those}: " + ", ".join(parts)
     for note in found["notes"]:
         yield f"note: {note}"
 
