@@ -61,9 +61,9 @@ def held_out(
 
 
 def _same_samples(split: Split, saliency: Saliency) -> bool:
-    """Whether a calibration that was handed over saw exactly the samples that this run sets aside."""
-    assert split.calibration is not None and split.set_aside is not None
-    seen = split.set_aside
+    """Whether a calibration that was handed over saw exactly the samples that this run sets aside for calibrating."""
+    assert split.calibration is not None and split.calibration_indices is not None
+    seen = split.calibration_indices
     return saliency.samples == len(seen) and saliency.data == (split.calibration.digest(seen),)
 
 

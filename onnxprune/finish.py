@@ -35,7 +35,7 @@ class Finished:
 
     cut: as surgery leaves it. model: what is kept, `cut` itself where nothing was recovered. how: the recovery that was
     kept, or "none". errors: relative L2 on the samples that decide, by recovery. samples: how many were learnt from.
-    why: why a recovery that was tried was not kept. impartial: whether nothing was learnt from the samples that decide.
+    why: why a recovery that was tried was not kept. impartial: whether no weight was learnt from the samples that decide.
     gradient: what `--recover tune` has to tell. tuned: what fine-tuning made of it, where that was asked for.
     """
 
@@ -91,7 +91,7 @@ class Finisher:
     def __call__(self, plan: Plan, *, recovers: bool = True, measure: bool = False) -> Finished:
         """measure: whether the error has to be known even where there is nothing to decide. Nothing is `tuned` yet."""
         cut = surgery(self.imported.groups, plan)
-        samples, indices = self.split.calibration, self.split.calibration_indices
+        samples, indices = self.split.calibration, self.split.learnt_from
         if samples is None or indices is None or plan.empty:
             return Finished(cut, cut)
         if not recovers or self.settings.recover == "none":

@@ -42,7 +42,8 @@ class Origin:
 class Split:
     """Which samples calibrate, which decide between methods (of the calibration source), and which validate.
 
-    Nothing is learnt from those that decide, unless there are fewer than SHARE samples.
+    Weights are learnt from `learnt_from`: of the samples that calibrate, those that do not decide as well, unless there are
+    fewer than SHARE.
     """
 
     calibration: Samples | None
@@ -51,7 +52,6 @@ class Split:
     validation_indices: Index | None
     choice_indices: Index
     origin: Origin = Origin("none")
-    set_aside: Index | None = None  # what calibrates, and of few samples those of them that decide
 
     @staticmethod
     def of(imported: Imported, samples: Samples | None, held_out: Samples | None, settings: Options) -> Split:
@@ -65,26 +65,31 @@ class Split:
         other = held_out or samples.held_out
         count = calibration_samples(imported, settings, len(samples), compared=other is None)
         first, rest = order[:count], order[count:]
-        if len(rest) >= (CHOICE if other is not None else 2 * CHOICE):
-            learn, decide, rest = first, rest[:CHOICE], rest[CHOICE:]
-        else:
-            learn, decide = _decided_within(first, settings)
+        apart = len(rest) >= (CHOICE if other is not None else 2 * CHOICE)  # else some of the calibration samples have to do
+        decide, rest = (rest[:CHOICE], rest[CHOICE:]) if apart else (first[-_deciding(len(first)) :], rest)
         if other is not None:
             origin = Origin("held-out" if held_out is None else "validation")
-            return Split(samples, learn, other, choose(len(other), most, settings.seed), decide, origin, first)
+            return Split(samples, first, other, choose(len(other), most, settings.seed), decide, origin)
         if not len(rest):
-            return Split(samples, learn, samples, first[:most], decide, Origin("calibration"), first)
-        return Split(samples, learn, samples, rest[:most], decide, Origin("data", len(order) - len(rest)), first)
+            return Split(samples, first, samples, first[:most], decide, Origin("calibration"))
+        return Split(samples, first, samples, rest[:most], decide, Origin("data", len(order) - len(rest)))
 
     @property
     def count(self) -> int | None:
-        """How many samples are set aside; None where there are none."""
-        return None if self.set_aside is None else len(self.set_aside)
+        """How many samples calibrate; None where there are none."""
+        return None if self.calibration_indices is None else len(self.calibration_indices)
+
+    @property
+    def learnt_from(self) -> Index | None:
+        """Which samples recovery learns from; None where there are none."""
+        every = self.calibration_indices
+        left = None if every is None else every[~np.isin(every, self.choice_indices)]
+        return left if left is not None and len(left) else every
 
     @property
     def impartial(self) -> bool:
-        """Whether nothing is learnt from the samples that decide."""
-        return self.calibration_indices is None or not np.isin(self.choice_indices, self.calibration_indices).any()
+        """Whether no weight is learnt from the samples that decide."""
+        return self.learnt_from is None or not np.isin(self.choice_indices, self.learnt_from).any()
 
     def oracle_feeds(self, imported: Imported) -> list[Mapping[str, Any]]:
         """A few real samples where there are any, else the input of the probe run."""
@@ -96,11 +101,9 @@ class Split:
         return [source.batch(np.resize(indices[:ORACLE_SAMPLES], fixed) if fixed else indices[:ORACLE_SAMPLES])]
 
 
-def _decided_within(first: Index, settings: Options) -> tuple[Index, Index]:
-    """(those of few samples that calibrate, those that decide): one in SHARE decides, where there is anything to decide."""
-    decides = settings.recover != "none" or settings.method == "auto"
-    count = min(CHOICE, len(first) // SHARE) if decides else 0
-    return (first[:-count], first[-count:]) if count else (first, first[-CHOICE:])
+def _deciding(count: int) -> int:
+    """How many of few samples decide: one in SHARE, all where that is none."""
+    return min(CHOICE, count // SHARE or count)
 
 
 def most_compared(imported: Imported) -> int:

@@ -77,8 +77,8 @@ def _told(tell: Progress, stage: str, done: int, total: int) -> None:
 
 def _apart(split: Split) -> tuple[Index | None, Index]:
     """(samples that decide, or None where some of the others have to, samples to train on)."""
-    assert split.calibration_indices is not None
-    return split.choice_indices if split.impartial else None, split.calibration_indices
+    assert split.learnt_from is not None
+    return split.choice_indices if split.impartial else None, split.learnt_from
 
 
 def told(found: Tuned) -> dict[str, Any]:

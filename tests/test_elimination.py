@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from single import build, w
+from single import build, seeded, w
 
 from onnxprune.budget import Budget
 from onnxprune.elimination import Problem
@@ -18,6 +18,8 @@ from onnxprune.passes import eliminate as module
 from onnxprune.passes.allocate import allocate
 from onnxprune.passes.eliminate import eliminate
 from onnxprune.selection import Selector, Widths
+
+__all__ = ["seeded"]  # every test draws the same weights
 
 Array = np.ndarray[Any, Any]
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from single import build, w
+from single import build, seeded, w
 
 from onnxprune import influence, runtime
 from onnxprune.contraction import consumers
 from onnxprune.groups import Groups
 from onnxprune.influence import influences, samples_for
+
+__all__ = ["seeded"]  # every test draws the same weights
 
 Array = np.ndarray[Any, Any]
 EYE = np.eye(16, dtype=np.float32).reshape(16, 16, 1, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from single import build, ints, w
+from single import build, ints, seeded, w
 
 import onnxprune
 from onnxprune import cli, runtime
@@ -24,6 +24,8 @@ from onnxprune.recovery.replay import Replay, Shelf
 from onnxprune.recovery.rows import Rows
 from onnxprune.recovery.sites import _Finder, sites
 from onnxprune.recovery.targets import Targets
+
+__all__ = ["seeded"]  # every test draws the same weights
 
 Array = np.ndarray[Any, Any]
 X = (4, 6, 8, 8)

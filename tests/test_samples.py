@@ -77,19 +77,20 @@ def test_samples_that_decide_are_left_where_others_are_compared_on(imported: Imp
 
 @pytest.mark.parametrize("held_out", [0, 100])
 @pytest.mark.parametrize(("count", "deciding"), [(60, 12), (5, 1)])
-def test_nothing_is_learnt_from_the_few_that_decide(imported: Imported, count: int, deciding: int, held_out: int) -> None:
+def test_no_weight_is_learnt_from_the_few_that_decide(imported: Imported, count: int, deciding: int, held_out: int) -> None:
     split = split_of(imported, LEARNING, count, held_out)
-    assert split.calibration_indices is not None and split.set_aside is not None and split.validation_indices is not None
+    assert split.calibration_indices is not None and split.learnt_from is not None
     assert split.impartial and len(split.choice_indices) == deciding
-    if not held_out:
-        assert split.origin.source == "calibration"
-        assert sorted(split.set_aside) == sorted([*split.calibration_indices, *split.choice_indices])
+    assert split.count == count  # scores are of all of them
+    assert sorted(split.calibration_indices) == sorted([*split.learnt_from, *split.choice_indices])
+    assert split.origin.source == ("validation" if held_out else "calibration")
 
 
-def test_all_of_few_samples_calibrate_where_nothing_is_to_be_decided(imported: Imported) -> None:
-    assert split_of(imported, SCORING, 60).calibration_indices is not None
-    assert np.array_equal(split_of(imported, SCORING, 60).calibration_indices, split_of(imported, SCORING, 60).set_aside)
-    assert len(split_of(imported, Options(recover="none"), 60).choice_indices) == 12  # `auto` has to choose
+@pytest.mark.parametrize("count", [1, 4])
+def test_of_very_few_samples_all_do_both(imported: Imported, count: int) -> None:
+    split = split_of(imported, LEARNING, count)
+    assert not split.impartial and split.learnt_from is not None
+    assert len(split.choice_indices) == len(split.learnt_from) == count
 
 
 def test_what_is_judged_by_what_it_learnt_from_is_not_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
