@@ -21,7 +21,7 @@ from onnxprune.rules import Layer, Packed, Steps
 from onnxprune.saliency import LayerScore, Saliency, Scores
 from onnxprune.weights import nbytes
 
-MEMORY = 32 << 20  # bytes of activations that one run may hand over, or what the weights have
+MEMORY = 40 << 20  # bytes of activations that one run may hand over, or what the weights have
 MAX_BATCH = 32
 Progress = Callable[[int, int], None]
 Read: TypeAlias = tuple[str, Steps | Packed | None]
@@ -41,7 +41,7 @@ def calibrate(
 ) -> Saliency:
     """Scores of every prunable channel on the chosen samples.
 
-    indices: which samples, all by default. batch: samples per run, by default as many as fit 32 MB of activations, or what the
+    indices: which samples, all by default. batch: samples per run, by default as many as fit 40 MB of activations, or what the
     weights have.
     Memory is bounded by that and by one chunk of shares, whatever the number of samples. progress(done, total) is called
     after every batch. Raises ModelError or DataError when the model does not run on the data or overflows on it.
