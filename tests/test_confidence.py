@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -52,13 +52,14 @@ def test_limits_known_from_elsewhere() -> None:
     )
 
 
+@example(123, 0.5, 0.5)
 @given(st.integers(1, 2000), st.floats(0.005, 0.9), deltas)
 def test_rank_is_the_smallest_that_suffices(n: int, alpha: float, delta: float) -> None:
     r, q = confidence.rank(n, alpha, delta), 1 - alpha
     assert (r is None) == (n < confidence.enough(alpha, delta))
     if r is not None:
         assert 1 <= r <= n and binom.sf(r - 1, n, q) <= delta * (1 + 1e-9)
-        assert r == 1 or binom.sf(r - 2, n, q) > delta
+        assert r == 1 or binom.sf(r - 2, n, q) > delta * (1 - 1e-9)  # a tie, rounded otherwise, may cost one more
 
 
 def test_enough_samples_and_one_fewer() -> None:
