@@ -6,7 +6,7 @@ IR; surgery edits a copy of the ModelProto itself, so that whatever is not touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import control, inline, weights, wire
 from onnxprune.control import Inside
+from onnxprune.errors import OptionError
 from onnxprune.weights import Scratch
 
 Array = np.ndarray[Any, Any]
@@ -213,3 +214,13 @@ def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs that a caller must feed: those without an initializer behind them."""
     constants = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
     return [i for i in model.graph.input if i.name not in constants]
+
+
+def named(option: str, text: str, inputs: Collection[str]) -> tuple[str, str]:
+    """(the input, what is said of it) of NAME=WHAT, or WHAT of the only input. OptionError for a name that is none of these."""
+    name, given, what = text.rpartition("=")
+    if not given and len(inputs) == 1:
+        name = next(iter(inputs))
+    if name not in inputs:
+        raise OptionError(f"{option} {text} names no input of the model", hint=f"the inputs are {', '.join(inputs)}")
+    return name, what

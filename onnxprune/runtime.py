@@ -21,7 +21,7 @@ from onnxprune import wire
 from onnxprune.control import flatten
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.explore import Seen, explore
-from onnxprune.graph import Array, Network, graph_inputs
+from onnxprune.graph import Array, Network, graph_inputs, named
 from onnxprune.kinds import SMALL, tensor_types
 
 Feeds = Mapping[str, Array]
@@ -160,11 +160,7 @@ def input_shapes(model: onnx.ModelProto, texts: Iterable[str]) -> dict[str, tupl
     declared = {v.name: input_shape(v) for v in graph_inputs(model)}
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:
-        name, given, sizes = text.rpartition("=")
-        if not given and len(declared) == 1:
-            name = next(iter(declared))
-        if name not in declared:
-            raise OptionError(f"--shape {text} names no input of the model", hint=f"the inputs are {', '.join(declared)}")
+        name, sizes = named("--shape", text, declared)
         parts = sizes.replace("x", ",").split(",")
         if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
             example = ",".join(str(d or 1) for d in declared[name])

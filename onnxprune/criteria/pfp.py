@@ -17,6 +17,7 @@ from onnxprune.graph import Array
 from onnxprune.groups import Groups
 from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
+from onnxprune.threads import Workers
 
 TOLERANCE = 0.25  # by which `bound` lets an evaluated share count for more, so that fewer have to be
 SINGLE = 0.08  # the same in 1x1 and linear layers, and where a unit is a single entry
@@ -26,7 +27,9 @@ B = TypeVar("B")
 
 
 class Engine(Protocol):
-    """What finds the largest shares of a contraction's units."""
+    """What finds the largest shares of a contraction's units. workers: the threads on which it may be asked about several."""
+
+    workers: Workers
 
     def largest(self, c: Contraction, units: Index, known: Array, key: tuple[Any, ...] | None = None) -> tuple[Array, int]:
         """(the larger of `known` and the largest share of every unit [U]; live sign parts). units: [U, m] positions.
@@ -70,9 +73,8 @@ class Sensitivity:
         return FastShares(self._reduce == "sum", *((0.0, 0.0) if self._mode == "exact" else (TOLERANCE, SINGLE)))
 
     def spread(self, work: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:
-        """`map`, on the engine's threads where it has any: layers do not depend on each other."""
-        workers = getattr(self.engine, "workers", None)
-        return map(work, items) if workers is None else workers.map(work, items)
+        """`map` on the engine's threads: layers do not depend on each other."""
+        return self.engine.workers.map(work, items)
 
     def prepare(self, tell: Callable[[int], None]) -> None:
         """Makes the engine; tell(0), then tell(1), where that takes longer than a second because loops are compiled."""

@@ -20,6 +20,7 @@ from onnxprune.contraction import Contraction
 from onnxprune.criteria.base import Reduce
 from onnxprune.criteria.kernels import LEAST, TINY, Part, build_session, parts
 from onnxprune.graph import Array
+from onnxprune.threads import Workers
 
 CHUNK = 4 << 20  # elements of the largest intermediate
 
@@ -29,6 +30,7 @@ class Shares:
 
     def __init__(self, reduce: Reduce = "sum", providers: list[str] | None = None) -> None:
         self.reduce, self.providers = reduce, providers
+        self.workers = Workers(1)  # the provider has its own
         self._sessions: dict[Any, Any] = {}
 
     def largest(self, c: Contraction, units: Index, known: Array, key: object = None) -> tuple[Array, int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SOURCE = "onnx-tensorrt docs/operators.md for TensorRT 10.15, and release notes up to 11.5"
-LISTED = (10, 15)
 OLDEST_OPSET = 9
 NEWEST_OPSET = {10: 24, 11: 25}
 DOMAINS = ("", "ai.onnx")

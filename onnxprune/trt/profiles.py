@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.errors import ModelError, OptionError
-from onnxprune.graph import graph_inputs
+from onnxprune.graph import graph_inputs, named
 
 BATCH = (1, 8, 32)
 LARGEST = 2**31 - 1  # trtexec reads sizes as 32-bit integers
@@ -79,11 +79,7 @@ def _called(name: str) -> str:
 def _given(inputs: Mapping[str, _Input], texts: Sequence[str]) -> dict[str, list[Range]]:
     given: dict[str, list[Range]] = {}
     for text in texts:
-        name, said, sizes = text.rpartition("=")
-        if not said and len(inputs) == 1:
-            name = next(iter(inputs))
-        if name not in inputs:
-            raise OptionError(f"--shapes {text} names no input of the model", hint=f"the inputs are {', '.join(inputs)}")
+        name, sizes = named("--shapes", text, inputs)
         if name in given:
             raise OptionError(f"--shapes is given twice for input '{name}'", hint="one profile is written")
         given[name] = _ranges(text, sizes, inputs[name])
