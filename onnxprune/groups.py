@@ -91,6 +91,10 @@ class Groups:
         tensor = layer.out.tensor
         return self.net.inside.repeats.get(tensor, 1) * int(np.prod(self.net.shapes[tensor]))
 
+    def macs(self, layer: Layer) -> float:
+        """MACs of a layer in one run at batch 1, before any cut."""
+        return float(layer.factor) * prod(self.full(dim) for dim in layer.macs_dims)
+
     def channel_ids(self, dim: Dim) -> tuple[list[ChannelGroup], Index, Index]:
         """Which channel every position of `dim` belongs to: (groups, group number, channel number) by position.
 

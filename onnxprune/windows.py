@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,14 +75,20 @@ def geometry(space: Sequence[int], taps: Sequence[int], attributes: Mapping[str,
 
     attributes: the node's (ONNX Conv and ConvTranspose clauses), as far as they are set.
     """
-    rank = len(space)
+    given = tuple((k, tuple(v) if isinstance(v, list | tuple | np.ndarray) else v) for k, v in attributes.items())
+    return _geometry(tuple(space), tuple(taps), given, transposed)
+
+
+@lru_cache(maxsize=1024)  # every batch asks again for every layer
+def _geometry(space: tuple[int, ...], taps: tuple[int, ...], given: tuple[tuple[str, Any], ...], transposed: bool) -> Windows:
+    attributes, rank = dict(given), len(space)
     strides, dilations = (tuple(int(v) for v in attributes.get(k, [1] * rank)) for k in ("strides", "dilations"))
     reach = [d * (t - 1) + 1 for d, t in zip(dilations, taps, strict=True)]
     if transposed:
-        return _mirrored(tuple(space), tuple(taps), attributes, strides, dilations, reach)
+        return _mirrored(space, taps, attributes, strides, dilations, reach)
     pads = _padding(attributes, space, strides, reach)
     out = [(n + a + b - k) // s + 1 for n, (a, b), k, s in zip(space, pads, reach, strides, strict=True)]
-    return Windows(tuple(space), tuple(taps), tuple(out), strides, dilations, tuple(a for a, _ in pads))
+    return Windows(space, taps, tuple(out), strides, dilations, tuple(a for a, _ in pads))
 
 
 def spread(space: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:

@@ -96,7 +96,9 @@ def _scored(
         return _observed(groups, criterion, layer, x, other[0] if other else weights[layer], known)
 
     spread = getattr(criterion, "spread", map)
-    return _finish(groups, criterion, [score for found in spread(look, layers) for score in found], count, ())
+    largest_first = sorted(range(len(layers)), key=lambda i: -groups.macs(layers[i]))  # else one thread works on it at the end
+    found = dict(zip(largest_first, spread(look, [layers[i] for i in largest_first]), strict=True))
+    return _finish(groups, criterion, [score for i in range(len(layers)) for score in found[i]], count, ())
 
 
 def _observed(

@@ -16,6 +16,7 @@ import pytest
 from onnxprune.contraction import Contraction
 from onnxprune.criteria import compiled, jit, pfp
 from onnxprune.criteria.fast import FastShares, _pieces, _sign_parts
+from onnxprune.criteria.lanes import peaks
 from onnxprune.criteria.pfp import SINGLE, TOLERANCE
 from onnxprune.criteria.shares import Shares
 from onnxprune.windows import geometry
@@ -83,6 +84,22 @@ def test_logarithms_are_as_close_as_the_margins_take_for_granted() -> None:
     assert jit.DEAD + 2 * 8 * jit.STEPS < jit.LOWEST < 2 * jit.FAINT - 31 * jit.STEPS
 
 
+@numba.njit
+def peaks_of(r: Any, order: Any, light: Any, count: Any, out: Any) -> None:
+    peaks(r, order, light, count, np.int16(-20000), out)
+
+
+@pytest.mark.parametrize("columns", [32, 96, 128, 160, 256, 416])
+@pytest.mark.parametrize("count", [0, 1, 7, 20])
+def test_peaks_of_all_columns(columns: int, count: int) -> None:
+    rng = np.random.default_rng(columns + count)
+    r, light = (rng.integers(-15000, 15000, size).astype(np.int16) for size in ((20, columns), 21))
+    order, out = rng.permutation(20).astype(np.uint32), np.zeros(columns, np.int16)
+    peaks_of(r, order, light, count, out)
+    sums = r[order[:count]].astype(int) + light[:count, None]
+    np.testing.assert_array_equal(out, np.maximum(sums.max(axis=0, initial=-20000), -20000).astype(np.int16))
+
+
 @pytest.mark.parametrize("terms", [1, 4])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_bound_is_above_every_share(terms: int, seed: int) -> None:
@@ -93,7 +110,7 @@ def test_the_bound_is_above_every_share(terms: int, seed: int) -> None:
     w *= signs(w.shape, [1, -1, -1])
     x = (x * np.exp2(rng.integers(-8, 8, columns))).astype(np.float32)
     x[..., 7], x[0, 3:, 8] = 0, 0
-    owned = np.arange(units * terms, dtype=np.int32).reshape(units, terms)
+    owned = np.arange(units * terms, dtype=np.uint32).reshape(units, terms)
     fast = FastShares()
     weights = fast._split(w, owned)
     v = np.maximum(weights.w[weights.filters] * weights.factors[:, None], 0).astype(np.float64)  # [R, K]
@@ -106,7 +123,7 @@ def test_the_bound_is_above_every_share(terms: int, seed: int) -> None:
     compiled._reciprocals(made.z, 0, columns, logarithms)
     ratios = []
     for u in range(units):
-        compiled._peaks(logarithms, weights.order[u], weights.light[u], weights.count[u], peak)
+        peaks_of(logarithms, weights.order[u], weights.light[u], weights.count[u], peak)
         compiled._bounds(peak[:columns], made.energy[u], bound)
         share = (v[:, owned[u]] @ x[0, owned[u]] / np.where(z > 0, z, np.inf)).max(axis=0)
         found = np.exp2(bound / jit.STEPS)

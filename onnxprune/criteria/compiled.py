@@ -6,8 +6,8 @@ z_rq. Shares do not change when a filter or a column is multiplied by a number, 
 LEVELS and rounded down to integers of 8 bits: their product, which processors make four times as fast as one of floats, is
 never above z. With v_ru, a_uq the weights and activations that u owns, Cauchy-Schwarz gives for all rows at once
     max_r share_ruq  <=  |a_uq|_2 max_r |v_ru|_2 / z_rq  =:  U_uq,
-and in logarithms of 16 bits that is an addition and a maximum of 32 lanes at a time (`_peaks`). Only the (u, q) whose U exceeds
-the largest share known of u are looked at, row by row, and only the z that then still matter are summed in float32.
+and in logarithms of 16 bits that is an addition and a maximum of 32 lanes at a time (`lanes.peaks`). Only the (u, q) whose U
+exceeds the largest share known of u are looked at, row by row, and only the z that then still matter are summed in float32.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ from onnxprune.criteria.jit import (
     SLACK,
     STEPS,
     UNKNOWN,
-    UNROLL,
     compiled,
     in_steps,
     log2,
 )
+from onnxprune.criteria.lanes import LANES, peaks
 
 BLOCK = 256  # columns at a time: their logarithms stay in the processor's cache
-LANES = 32
 COARSE = 16  # products of integers up to this are replaced by exact sums where they are looked at
 
 
@@ -70,23 +69,6 @@ def _reciprocals(z: Any, at: int, columns: int, out: Any) -> None:
             steps = int32(127 * STEPS) - (np.float32(line[b]).view(np.int32) >> int32(15))
             to[b] = int16(steps) if line[b] > 0 else int16(UNKNOWN)
         to[columns:] = DEAD
-
-
-@compiled()
-def _peaks(r: Any, order: Any, light: Any, count: int, out: Any) -> None:
-    """out [B]: the maximum of r[order[t]] + light[t] over t < count, a multiple of UNROLL."""
-    out[:] = DEAD + FAINT
-    for t in range(0, count, UNROLL):
-        a, b, c, d = r[order[t]], r[order[t + 1]], r[order[t + 2]], r[order[t + 3]]
-        e, f, g, h = r[order[t + 4]], r[order[t + 5]], r[order[t + 6]], r[order[t + 7]]
-        wa, wb, wc, wd = light[t], light[t + 1], light[t + 2], light[t + 3]
-        we, wf, wg, wh = light[t + 4], light[t + 5], light[t + 6], light[t + 7]
-        for i in range(len(out)):
-            ab, cd = max(int16(a[i] + wa), int16(b[i] + wb)), max(int16(c[i] + wc), int16(d[i] + wd))
-            ef, gh = max(int16(e[i] + we), int16(f[i] + wf)), max(int16(g[i] + wg), int16(h[i] + wh))
-            abcd, efgh = max(ab, cd), max(ef, gh)
-            most = max(abcd, efgh)
-            out[i] = max(out[i], most)
 
 
 @compiled()
@@ -137,10 +119,10 @@ def _total(line: Any, factor: Any, x: Any, scale: Any, place: Any, column: Any) 
 @compiled()
 def _rows(r: Any, order: Any, light: Any, count: int, least: int, out: Any) -> Any:
     """Fills out with those of order[t], t < count, where r[order[t]] + light[t] is above `least`; returns how many."""
-    n = 0
-    for t in range(count):
+    n = np.uintp(0)
+    for t in range(np.uintp(count)):
         out[n] = order[t]
-        n += 1 if int32(r[order[t]]) + int32(light[t]) > least else 0
+        n += np.uintp(int32(r[order[t]]) + int32(light[t]) > least)
     return n
 
 
@@ -156,8 +138,9 @@ def _raised(
     """
     for t in range(_rows(octaves, order[u], light[u], count[u], bar - power, live)):
         i, part = live[t], float32(0)
-        for k in range(len(own)):
-            part += max(w[filters[i], terms[u, k]] * factors[i], float32(0)) * own[k]
+        line, factor, mine = w[filters[i]], factors[i], terms[u]
+        for k in range(np.uintp(len(own))):
+            part += max(line[mine[k]] * factor, float32(0)) * own[k]
         if z[i, q] >= 0:  # not yet replaced by the exact sum
             if z[i, q] > COARSE and part <= float32(z[i, q]) * height[i] * top[q] * float32(best) * float32(1 - 1e-5):
                 continue
@@ -176,8 +159,8 @@ def _raised(
 
 
 @compiled(
-    f"void(i4[:,::1], i8, f4[:,::1], f4[::1], f4[::1], i2[:,::1], i4[:,::1], i4[:,::1], i2[:,::1], i4[::1], "
-    f"{GIVEN.format(2)}, i8[::1], f4[::1], {GIVEN.format(3)}, f4[::1], {PLACES}, f8[::1], f8)"
+    f"void(i4[:,::1], i8, f4[:,::1], f4[::1], f4[::1], i2[:,::1], u4[:,::1], u4[:,::1], i2[:,::1], i4[::1], "
+    f"{GIVEN.format(2)}, u4[::1], f4[::1], {GIVEN.format(3)}, f4[::1], {PLACES}, f8[::1], f8)"
 )
 def raise_shares(
     z: Any, positive: int, floor: Any, height: Any, top: Any, energy: Any,
@@ -194,9 +177,10 @@ def raise_shares(
     """
     taps, width, size = len(shift), z.shape[1] // len(rows), min(BLOCK, (z.shape[1] + LANES - 1) // LANES * LANES)
     r, peak, bound = np.empty((len(z), size), np.int16), np.empty(size, np.int16), np.empty(size, np.int16)
-    have, mine, live = np.empty(size, np.bool_), np.empty((size, len(z)), np.int16), np.empty(len(z) + UNROLL, np.int32)
+    have, mine, live = np.empty(size, np.bool_), np.empty((size, len(z)), np.int16), np.empty(len(z) + 1, np.uint32)
     place, own = np.empty((size, taps), np.int64), np.empty(terms.shape[1], np.float32)
-    channel, tap, column = terms // taps, terms % taps, np.empty(w.shape[1], np.float32)
+    column = np.empty(w.shape[1], np.float32)
+    channel, tap = (terms // taps).astype(np.uint32), (terms % taps).astype(np.uint32)
     for at in range(0, z.shape[1], size):
         columns = min(size, z.shape[1] - at)
         _reciprocals(z, at, columns, r)
@@ -204,7 +188,7 @@ def raise_shares(
         for u in range(len(terms)):
             if best[u] >= 1 or count[u] == 0:
                 continue
-            _peaks(r, order[u], light[u], count[u], peak)
+            peaks(r, order[u], light[u], np.intp(count[u]), int16(DEAD + FAINT), peak)
             bar = _bar(best[u])
             if _bounds(peak[:columns], energy[u, at : at + columns], bound[:columns]) <= bar:
                 continue

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy import float32, int8, int16, int32
 
-from onnxprune.criteria.jit import ABSENT, ERROR, FAINT, GIVEN, LEVELS, PLACES, UNROLL, compiled, in_steps, log2
+from onnxprune.criteria.jit import ABSENT, ERROR, FAINT, GIVEN, LEVELS, PLACES, compiled, in_steps, log2
 
 
 @compiled()
@@ -62,7 +62,7 @@ def largest_channel(x: Any, scale: Any, out: Any) -> None:
                 to[p] = max(to[p], source[p] * s)
 
 
-@compiled(f"void({GIVEN.format(3)}, f4[::1], f4[:,:,::1], {PLACES}, i4[:,::1], i4[::1], f4[::1], i1[:,::1], i2[:,::1])")
+@compiled(f"void({GIVEN.format(3)}, f4[::1], f4[:,:,::1], {PLACES}, u4[:,::1], u4[::1], f4[::1], i1[:,::1], i2[:,::1])")
 def encode(
     x: Any,
     scale: Any,
@@ -118,7 +118,7 @@ def encode(
             to[q] = int8(int32(values[q] * factor[q]))
 
 
-@compiled(f"void({GIVEN.format(2)}, i8[::1], f4[::1], f4, u1[:,::1], f4[::1], i8, i8)")
+@compiled(f"void({GIVEN.format(2)}, u4[::1], f4[::1], f4, u1[:,::1], f4[::1], i8, i8)")
 def split(w: Any, filters: Any, factors: Any, levels: Any, out: Any, top: Any, start: int, stop: int) -> None:
     """Rows start..stop of out [R, K]: the positive part of factors[r] * w[filters[r]] over its largest top[r], times levels."""
     for r in range(start, stop):
@@ -132,13 +132,12 @@ def split(w: Any, filters: Any, factors: Any, levels: Any, out: Any, top: Any, s
             to[k] = np.uint8(int32(max(line[k] * s, float32(0)) * factor))
 
 
-@compiled(f"void({GIVEN.format(2)}, i8[::1], f4[::1], i4[:,::1], i4[:,::1], i2[:,::1], i4[::1], i8, i8)")
+@compiled(f"void({GIVEN.format(2)}, u4[::1], f4[::1], u4[:,::1], u4[:,::1], i2[:,::1], i4[::1], i8, i8)")
 def norms(w: Any, filters: Any, factors: Any, terms: Any, order: Any, light: Any, count: Any, start: int, stop: int) -> None:
     """For the units start..stop the rows with weights on them, and the logarithms of those weights' norms.
 
     w: [K, O], of which row r of the matrix is the positive part of factors[r] * w[:, filters[r]]; terms: [U, *]. Fills order
-    [U, R'], light [U, R'] (log2 of the norms, in STEPS, rounded up) and count [U], a multiple of UNROLL, the last row repeated
-    as needed; 0 where all weights are zero.
+    [U, R'], light [U, R'] (log2 of the norms, in STEPS, rounded up) and count [U], how many.
     """
     rows = len(filters)
     energy, steps = np.empty(rows, np.float32), np.empty(rows, np.int16)
@@ -156,7 +155,4 @@ def norms(w: Any, filters: Any, factors: Any, terms: Any, order: Any, light: Any
         for r in range(rows):  # without a branch that nobody can predict
             order[u, n], light[u, n] = r, steps[r]
             n += 1 if energy[r] > 0 else 0
-        while n % UNROLL:
-            order[u, n], light[u, n] = order[u, n - 1], light[u, n - 1]
-            n += 1
         count[u] = n

@@ -57,6 +57,11 @@ class _Weights:
     count: Array
 
     @property
+    def signs(self) -> set[int]:
+        """Those that weights have."""
+        return {sign for sign, rows in ((1, self.positive), (-1, len(self.filters) - self.positive)) if rows}
+
+    @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (self.w, self.small, self.order, self.light))
 
@@ -132,15 +137,18 @@ class FastShares:
         times = len(terms) // len(units)
         best = np.repeat(known.astype(np.float64), times)
         flat = np.ascontiguousarray(w.reshape(len(w), -1), np.float32)
-        signs = int(flat.max(initial=0) > 0) + int(flat.min(initial=0) < 0)
         parts = list(_sign_parts(x.reshape(*x.shape[:2], -1), windows))
         step = max(1, WEIGHTS // (2 * flat.shape[1]))
-        blocks = [slice(a, a + step) for a in range(0, len(flat), step)] if signs else []
+        signs: set[int] = set()
+        blocks = [slice(a, a + step) for a in range(0, len(flat), step)]
         for part in parts:
             limits = None if len(blocks) == 1 else self._limits(part, flat, terms, blocks)
             for block in blocks:
-                self._raise(part, self._prepared(flat[block], terms, key if len(blocks) == 1 else None), best, limits)
-        return best.reshape(-1, times).max(axis=1), len(parts) * signs
+                weights = self._prepared(flat[block], terms, key if len(blocks) == 1 else None)
+                signs |= weights.signs
+                if weights.signs:
+                    self._raise(part, weights, best, limits)
+        return best.reshape(-1, times).max(axis=1), len(parts) * len(signs)
 
     # ---- weights
 
@@ -162,20 +170,19 @@ class FastShares:
 
     def _split(self, w: Array, terms: Array) -> _Weights:
         signs = [(s, np.flatnonzero((s * w > 0).any(axis=1))) for s in (1, -1)]
-        filters = np.concatenate([rows for _, rows in signs])
+        filters = np.concatenate([rows for _, rows in signs]).astype(np.uint32)
         factors = np.concatenate([np.full(len(rows), s * _towards_one((s * w).max()), np.float32) for s, rows in signs])
-        limit, unroll = self._jit.LEVELS, self._jit.UNROLL
+        limit = self._jit.LEVELS
         levels = np.float32(min(limit, (2**31 - 1) // (limit * w.shape[1])))  # so that sums fit 32 bits
         small, top = np.empty((len(filters), w.shape[1]), np.uint8), np.empty(len(filters), np.float32)
         self._spread(len(filters), 64, lambda a, b: self._encode.split(w, filters, factors, levels, small, top, a, b))
         count = len(terms)
         most = len(w) if terms.shape[1] == 1 else len(filters)  # a weight has one sign, several together have both
-        room = (max(1, most) // unroll + 2) * unroll
-        order, light = np.empty((count, room), np.int32), np.empty((count, room), np.int16)
+        order, light = np.empty((count, most + 1), np.uint32), np.empty((count, most + 1), np.int16)
         live = np.empty(count, np.int32)
         columns, unit = np.ascontiguousarray(w.T), (factors * (levels / top)).astype(np.float32)
         self._spread(count, 64, lambda a, b: self._encode.norms(columns, filters, unit, terms, order, light, live, a, b))
-        rest = np.setdiff1d(np.arange(w.shape[1], dtype=np.int32), terms)
+        rest = np.setdiff1d(np.arange(w.shape[1], dtype=np.uint32), terms)
         height = (top / levels / np.float32(limit)).astype(np.float32)
         return _Weights(w, filters, factors, small, height, len(signs[0][1]), terms, rest, order, light, live)
 

@@ -21,7 +21,6 @@ ABSENT = -40 * STEPS  # of the norm of activations that are all zero
 UNKNOWN = 40 * STEPS  # of 1/z where the product of integers is zero
 LOWEST = -50 * STEPS  # below every bound that is not dead
 FULL = 1 - 1e-6  # shares above this count as 1
-UNROLL = 8  # rows that one sweep of `compiled.peaks` takes
 
 
 GIVEN = "Array(float32, {}, 'C', True)"  # numba's word for an array that may be read-only

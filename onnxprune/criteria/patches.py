@@ -30,4 +30,4 @@ def entries(units: Index, taps: int, together: bool) -> Array:
     together: a unit's terms add up in a share; else each is a unit of its own, one with K = 1 after another: [U * K, 1].
     """
     owned: Any = (units[:, :, None] * taps + np.arange(taps)).reshape(len(units), -1)
-    return np.ascontiguousarray(owned if together else owned.reshape(-1, 1), np.int32)
+    return np.ascontiguousarray(owned if together else owned.reshape(-1, 1), np.uint32)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from onnxprune.channels import Index
-from onnxprune.contraction import Contraction, normal_form, units
+from onnxprune.contraction import Contraction, Units, normal_form, units
 from onnxprune.criteria.base import Mode, Reduce
 from onnxprune.graph import Array
 from onnxprune.groups import Groups
@@ -56,6 +56,7 @@ class Sensitivity:
         self._reduce: Reduce = reduce
         self._mode: Mode = mode
         self._providers = providers
+        self._plans: dict[Layer, tuple[Groups, _Plan]] = {}
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -98,28 +99,30 @@ class Sensitivity:
         self, groups: Groups, layer: Layer, x: Array, w: Array, known: Mapping[str, Scores] | None = None
     ) -> list[LayerScore]:
         """Sensitivities of all prunable channels that `layer` reads: the larger of `known` and those of this batch."""
-        wanted = units(groups, layer)
-        best = [(known or {}).get(u.group.id, np.zeros(u.group.size)).copy() for u in wanted]
-        live_parts, outputs = 0, _outputs_per_sample(groups, layer)
+        plan = self._plan(groups, layer)
+        best = [(known or {}).get(u.group.id, np.zeros(u.group.size)).copy() for u in plan.wanted]
+        live_parts = 0
         for contraction in normal_form(groups, layer, x, w):
-            for members in _by_width(_local(u.positions, contraction) for u in wanted):
-                local = np.concatenate([m.positions for m in members])
-                before = np.concatenate([best[m.of][m.rows] for m in members])
-                key = (groups, layer.index, int(contraction.positions[0]), local.shape[1]) if layer.other is None else None
-                found, live = self.engine.largest(contraction, local, before, key)
-                ends = np.cumsum([len(m.rows) for m in members])
-                for m, s in zip(members, np.split(found, ends[:-1]), strict=True):
+            for together in plan.within(contraction):
+                before = np.concatenate([best[m.of][m.rows] for m in together.members])
+                first, width = int(contraction.positions[0]), together.positions.shape[1]
+                key = (groups, layer.index, first, width) if layer.other is None else None
+                found, live = self.engine.largest(contraction, together.positions, before, key)
+                for m, s in zip(together.members, np.split(found, together.ends), strict=True):
                     best[m.of][m.rows] = s
                 live_parts = max(live_parts, live)
-        return [LayerScore(layer.name, u.group.id, s, live_parts * outputs) for s, u in zip(best, wanted, strict=True)]
+        events = live_parts * groups.outputs(layer)
+        return [LayerScore(layer.name, u.group.id, s, events) for s, u in zip(best, plan.wanted, strict=True)]
+
+    def _plan(self, groups: Groups, layer: Layer) -> _Plan:
+        """Which units lie where in a layer, kept for its next batch."""
+        kept = self._plans.get(layer)
+        if kept is None or kept[0] is not groups:
+            kept = self._plans[layer] = (groups, _Plan(units(groups, layer)))
+        return kept[1]
 
     def inspect(self, groups: Groups) -> list[LayerScore]:
         return []
-
-
-def _outputs_per_sample(groups: Groups, layer: Layer) -> int:
-    """Scalar outputs of the layer for one sample; the probe ran with batch 1 where the batch is dynamic."""
-    return groups.outputs(layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +134,42 @@ class _Members:
     positions: Index
 
 
-def _by_width(found: Iterable[tuple[Index, Index]]) -> list[list[_Members]]:
-    """The units that a contraction holds, those with as many positions together: they share its products."""
+@dataclass(frozen=True, eq=False)
+class _Together:
+    """Units of a contraction with as many positions each, which share its products: of all members, one after the other.
+
+    positions: [U, m] within the contraction's channels. ends: where each member's units end, but for the last's.
+    """
+
+    members: list[_Members]
+    positions: Index
+    ends: Index
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """The units that a layer reads."""
+
+    wanted: list[Units]
+    _found: dict[tuple[int, int], list[_Together]] = field(default_factory=dict)
+
+    def within(self, contraction: Contraction) -> list[_Together]:
+        """Those in a contraction; of one layer it is known by its first channel and how many it has."""
+        key = int(contraction.positions[0]), len(contraction.positions)
+        if key not in self._found:
+            self._found[key] = _by_width(_local(u.positions, contraction) for u in self.wanted)
+        return self._found[key]
+
+
+def _by_width(found: Iterable[tuple[Index, Index]]) -> list[_Together]:
     widths: dict[int, list[_Members]] = {}
     for of, (rows, positions) in enumerate(found):
         if len(rows):
             widths.setdefault(positions.shape[1], []).append(_Members(of, rows, positions))
-    return list(widths.values())
+    return [
+        _Together(members, np.concatenate([m.positions for m in members]), np.cumsum([len(m.rows) for m in members])[:-1])
+        for members in widths.values()
+    ]
 
 
 def _local(positions: Any, contraction: Contraction) -> tuple[Any, Any]:
