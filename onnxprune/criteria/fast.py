@@ -27,7 +27,7 @@ from onnxprune.graph import Array
 from onnxprune.threads import Workers
 from onnxprune.windows import Windows
 
-PIECE = 1 << 19  # elements of an unfolded piece, unless its columns become too few for a matrix product
+PIECE = 1 << 20  # elements of an unfolded piece, unless its columns become too few for a matrix product
 FEWEST = 256
 MOST = 4096
 HELD = 1 << 20  # elements of patches and products of the samples that are handled together, unless one has more

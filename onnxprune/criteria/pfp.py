@@ -19,7 +19,7 @@ from onnxprune.rules import Layer
 from onnxprune.saliency import LayerScore, Scores
 from onnxprune.threads import Workers
 
-TOLERANCE = 0.25  # by which `bound` lets an evaluated share count for more, so that fewer have to be
+TOLERANCE = 0.35  # by which `bound` lets an evaluated share count for more, so that fewer have to be
 SINGLE = 0.08  # the same in 1x1 and linear layers, and where a unit is a single entry
 NOTICE = 1.0  # seconds of silence
 A = TypeVar("A")
