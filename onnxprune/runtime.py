@@ -88,7 +88,7 @@ def session(
     square of the nodes; but it is how a model is deployed, and at run time ONNX Runtime then refuses shapes that contradict
     the declared ones. Without it no run was slower or larger: memory goes back to the arena after its last use anyhow.
     pattern: whether runs after the first take all their memory at once, beside what the arena holds from the first.
-    spin: whether threads that wait for work keep their processors busy for a while, which they take from what runs in between.
+    spin: whether threads keep their processors busy for a while after a run, which they take from what comes in between.
     profile: where the name of a profile starts, to be written when profiling ends; None for no profile.
     """
     options = ort.SessionOptions()
@@ -97,7 +97,7 @@ def session(
     options.enable_mem_reuse = reuse
     options.enable_mem_pattern = pattern
     if not spin:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:

@@ -43,7 +43,7 @@ class Sensitivity:
 
     reduce: `sum` takes the whole channel in a patch, as the theorem needs; `max` the largest single entry of it, as the
     authors' code does (then the theorem holds with k^2 times the sum of sensitivities). mode: `exact`, or `bound`, a number
-    that is never smaller, and at most 8 % larger in 1x1 and linear layers, 25 % elsewhere; the theorem holds with it as well.
+    that is never smaller, and at most 8 % larger in 1x1 and linear layers, 35 % elsewhere; the theorem holds with it as well.
     providers: where another than the CPU is the first, it evaluates all shares, exactly in either mode.
     """
 

@@ -142,7 +142,7 @@ class Replay:
         inside = self._with_constants(piece)
         inputs = sorted({x for i in inside for x in self._reads[i]} & self.available)
         model = self._piece(inside, inputs, outputs)
-        session = runtime.session(model, providers=self._providers)
+        session = runtime.session(model, providers=self._providers, spin=False)
         for batch in self.batches:
             found = runtime.run(session, {name: np.asarray(batch[name]) for name in inputs}, outputs)
             for name, value in zip(outputs, found, strict=True):

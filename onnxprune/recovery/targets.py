@@ -50,7 +50,7 @@ class Targets:
         """Runs the original once over all batches."""
         targets = Targets({s.node: [] for s in found})
         names = list(dict.fromkeys(n for s in found for n in _read(s)))
-        session = runtime.session(runtime.with_outputs(net.source, names), providers=providers)
+        session = runtime.session(runtime.with_outputs(net.source, names), providers=providers, spin=False)
         rng = np.random.default_rng(seed)
         total = sum(_samples(batch) for batch in batches)
         for batch in batches:
