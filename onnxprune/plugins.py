@@ -35,6 +35,16 @@ def register(plugin: Plugin) -> None:
     STANDARD.update(plugin.rules)
 
 
+_loaded: list[bool] = []
+
+
+def load_once() -> None:
+    """`load_installed`, the first time; a plug-in may import from onnxprune while it is loaded."""
+    if not _loaded:
+        _loaded.append(True)
+        load_installed()
+
+
 def load_installed() -> None:
     """Registers the plug-ins of this environment in the order of their names; one that is unfit is left out with a warning."""
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: (e.name, e.value)):

@@ -73,7 +73,7 @@ def test_the_library_calibrates_with_the_example(installed: Path, tmp_path: Path
 
 
 def test_the_rule_of_a_plugin_is_followed(installed: Path, tmp_path: Path) -> None:
-    program = "import onnxprune; from onnxprune.rules import STANDARD; print(('example', 'Softcap') in STANDARD)"
+    program = "from onnxprune import load; from onnxprune.rules import STANDARD; print(('example', 'Softcap') in STANDARD)"
     assert run("-c", program, cwd=tmp_path, path=installed).stdout == "True\n"
 
 
@@ -113,3 +113,17 @@ def test_an_unfit_plugin_is_left_out_with_a_warning(value: str, said: str, monke
     with pytest.warns(UserWarning, match=f"'broken'.*{said}"):
         load_installed()
     assert methods() == before
+
+
+def test_nothing_is_imported_before_it_is_asked_for(tmp_path: Path) -> None:
+    """The command line has to set how OpenBLAS waits before NumPy loads it, and lets a user's own setting stand."""
+    program = "import sys, onnxprune; print('numpy' in sys.modules, sorted(set(onnxprune.__all__) - set(dir(onnxprune))))"
+    assert run("-c", program, cwd=tmp_path).stdout == "False []\n"
+    program = "import onnxprune\ntry: onnxprune.nothing\nexcept AttributeError as error: print(error)"
+    assert run("-c", program, cwd=tmp_path).stdout == "module 'onnxprune' has no attribute 'nothing'\n"
+    program = "import os; {}; import onnxprune.cli; print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    for before, want in (
+        ("os.environ.pop('OPENBLAS_THREAD_TIMEOUT', 0)", "4\n"),
+        ("os.environ['OPENBLAS_THREAD_TIMEOUT'] = '9'", "9\n"),
+    ):
+        assert run("-c", program.format(before), cwd=tmp_path).stdout == want

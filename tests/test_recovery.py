@@ -203,7 +203,7 @@ def test_rows_read_and_make_what_the_layer_does(biased: bool, chunk: int, monkey
         np.testing.assert_allclose(block.t, made, atol=2e-3)
         assert block.low is not None and block.high is not None and block.low[0].any() and block.high[0].any()
         far = np.where(np.arange(8) % 2, 1e6, -1e6).astype(np.float32)
-        aim = block.nearest(np.broadcast_to(far, block.t.shape))
+        aim = block.nearest(np.broadcast_to(far, block.t.shape).copy())
         free = np.where(far > 0, block.high[0], block.low[0])
         np.testing.assert_array_equal(aim == far, free)  # below and above the clip all is as good
         bound = np.where(far > 0, block.low[1], block.high[1])

@@ -120,7 +120,11 @@ def main() -> None:
         "| what | threads | round | time | inference | cost | ratio |\n| --- | --- | --- | --- | --- | --- | --- |", flush=True
     )
     for threads in dict.fromkeys((1, args.threads)):
-        own = {**os.environ, **dict.fromkeys(THREADS, str(threads))}
+        own = {
+            **os.environ,
+            **dict.fromkeys(THREADS, str(threads)),
+            "OPENBLAS_THREAD_TIMEOUT": "4",
+        }  # as the command line has it
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--here", str(threads)], env=own, check=True)
 
 

@@ -89,6 +89,7 @@ class Gram:
         self._one_triangle = groups == 1 and inputs >= TRIANGLE
         self._waiting: list[Array] = []
         self._multiplied = False
+        self._space: Array | None = None
 
     def add(self, x: Array) -> None:
         self.count += x.shape[1]
@@ -101,7 +102,9 @@ class Gram:
         rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, 1)
         self._waiting, self._multiplied = [], True
         if self._one_triangle:
-            add_square(self._xx[0], rows[0])
+            if self._space is None:  # a new one each time costs as much as the product
+                self._space = np.zeros(self._xx.shape[1:], rows.dtype)
+            add_square(self._xx[0], rows[0], space=self._space)
         else:
             self._xx += rows.transpose(0, 2, 1) @ rows
 
@@ -110,6 +113,7 @@ class Gram:
         """X'X [groups, D, D]; not to be changed."""
         if self._waiting:
             self._multiply()
+        self._space = None
         if self._one_triangle:
             mirror(self._xx[0])
         return self._xx

@@ -14,6 +14,7 @@ from onnxprune.recovery.sites import Site
 from onnxprune.recovery.targets import Target
 
 HELD_OUT = 5  # one row in so many judges the ridge
+AT_ONCE = 128
 HELD = 512 << 20  # bytes of gathered rows that are kept between sweeps; more are gathered again
 
 
@@ -33,13 +34,19 @@ class Block:
     high: tuple[Array, Array] | None = None
 
     def nearest(self, made: Array) -> Array:
-        """Of the targets that a clip does not tell apart those nearest to what is made. [groups, n, outputs of one]"""
-        aim = self.t.copy()
-        if self.low is not None:
-            np.copyto(aim, np.minimum(made, self.low[1]), where=self.low[0])
-        if self.high is not None:
-            np.copyto(aim, np.maximum(made, self.high[1]), where=self.high[0])
-        return aim
+        """Of the targets that a clip does not tell apart those nearest to what is made, and in its place.
+
+        made: [groups, n, outputs of one], of which few rows at a time are looked at: they stay in the processor's cache.
+        """
+        for first in range(0, made.shape[1], AT_ONCE):
+            some = (slice(None), slice(first, first + AT_ONCE))
+            here, aim = made[some], self.t[some].copy()
+            for bound, nearer in ((self.low, np.minimum), (self.high, np.maximum)):
+                if bound is not None:
+                    beyond, limit = (v[some] if v.shape[1] > 1 else v for v in bound)
+                    np.copyto(aim, nearer(here, limit), where=beyond)
+            here[...] = aim
+        return made
 
     @property
     def nbytes(self) -> int:

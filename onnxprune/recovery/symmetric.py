@@ -22,16 +22,22 @@ def mirror(a: Array) -> Array:
     return a
 
 
-def add_square(a: Array, rows: Array, times: float = 1.0) -> None:
-    """Adds the triangle above the diagonal of X'X, so many times, to `a` [D, D]; X [n, D], as precise as X is."""
+def add_square(a: Array, rows: Array, times: float = 1.0, space: Array | None = None) -> None:
+    """Adds the triangle above the diagonal of X'X, so many times, to `a` [D, D]; X [n, D], as precise as X is.
+
+    space: [D, D] in the precision of X, of which the other triangle is zero; the product goes there where `a` has another one.
+    """
     if not len(a):
         return
     square = get_blas_funcs("syrk", (rows,))
     columns = np.ascontiguousarray(rows).T
     if a.dtype == rows.dtype and a.flags.c_contiguous:
         square(times, columns, beta=1.0, c=a.T, lower=1, overwrite_c=1)
-    else:
-        a += square(times, columns, lower=1).T
+        return
+    product = np.zeros(a.shape, rows.dtype) if space is None else space
+    square(times, columns, beta=0.0, c=product.T, lower=1, overwrite_c=1)
+    for i in range(0, len(a), BLOCK):
+        a[i : i + BLOCK, i:] += product[i : i + BLOCK, i:]
 
 
 def subtract_outer(a: Array, u: Array, v: Array) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from onnxprune.channels import Index
 from onnxprune.graph import Array, Network
 from onnxprune.recovery.replay import Shelf
 from onnxprune.recovery.sites import Site
+from onnxprune.threads import Workers
 
 ROWS = 64  # output positions for each sample at most: neighbours say much the same
 FEWEST = 8
@@ -53,17 +55,14 @@ class Targets:
         session = runtime.session(runtime.with_outputs(net.source, names), providers=providers, spin=False)
         rng = np.random.default_rng(seed)
         total = sum(_samples(batch) for batch in batches)
+        workers = Workers(runtime.default_threads())
         for batch in batches:
             values = dict(zip(names, runtime.run(session, {k: np.asarray(v) for k, v in batch.items()}, names), strict=True))
-            for site in found:
-                targets._add(site, values, _samples(batch) * rows_for(site, total), rng)
+            wanted = [_Wanted(s, s.rows(values[s.path.sum].shape), _samples(batch) * rows_for(s, total), rng) for s in found]
+            for w, rows in zip(wanted, workers.map(partial(_Wanted.rows, values=values), wanted), strict=True):
+                target = Target(w.picks, w.shape, *(targets._shelf.put(r) for r in rows))
+                targets.by_node[w.site.node].append(target)
         return targets
-
-    def _add(self, site: Site, values: Mapping[str, Array], wanted: int, rng: np.random.Generator) -> None:
-        shape = site.rows(values[site.path.sum].shape)
-        picks = spread(int(np.prod(shape)), wanted, rng)
-        found = [self._shelf.put(site.linear.outputs(values[name], picks)[:, site.kept]) for name in _read(site)]
-        self.by_node[site.node].append(Target(picks, shape, *found))
 
     def drop(self, site: Site) -> None:
         """Forgets the targets of a layer."""
@@ -71,6 +70,18 @@ class Targets:
             self._shelf.drop(target.sum)
             if target.made is not None:
                 self._shelf.drop(target.made)
+
+
+class _Wanted:
+    """Some rows of what the original makes at a site: which of them is drawn at once, they are fetched when asked for."""
+
+    def __init__(self, site: Site, shape: tuple[int, ...], count: int, rng: np.random.Generator) -> None:
+        self.site, self.shape = site, shape
+        self.picks = spread(int(np.prod(shape)), count, rng)
+
+    def rows(self, values: Mapping[str, Array]) -> list[Array]:
+        """[rows, channels that stay] of each tensor that is asked for. They lie far apart in memory, which threads wait for."""
+        return [self.site.linear.outputs(values[name], self.picks)[:, self.site.kept] for name in _read(self.site)]
 
 
 def _read(site: Site) -> list[str]:
