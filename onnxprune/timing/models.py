@@ -42,7 +42,7 @@ class Setting:
 
     def session(self, model: Model, profile: str | None = None) -> Any:
         """A session; ModelError when ONNX Runtime refuses the model, OptionError when it falls back from the provider."""
-        return runtime.session(model, providers=self.providers, threads=self.threads, profile=profile)
+        return runtime.session(model, providers=self.providers, threads=self.threads, profile=profile, spin=False)
 
     def to_json(self) -> dict[str, Any]:
         return {"threads": self.threads, "providers": list(self.providers)}
