@@ -109,7 +109,9 @@ def _population(part: Mapping[str, Any]) -> Iterator[str]:
         elif s["kind"] == "top1_drop":
             yield f"the top-1 accuracy falls by at most {100 * s['drop']:.3g} points (lost {s['lost']}, gained {s['gained']})"
         elif s["x"] is None:
-            yield f"nothing of {100 * s['alpha']:g} % of inputs: that takes {s['samples_needed']} samples, or finite outputs"
+            few = part["samples"] < s["samples_needed"]
+            why = f"that takes {s['samples_needed']} samples" if few else "too many outputs are not finite"
+            yield f"nothing can be said of {100 * s['alpha']:g} % of inputs: {why}"
         else:
             yield f"at most {100 * s['alpha']:g} % of inputs move their outputs by more than {s['x']:.3g} (relative L2)"
 
