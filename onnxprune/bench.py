@@ -86,7 +86,8 @@ def bench(
         "models": [_told(entries, m, rounds, memory[m]) for m in range(len(entries))],
     }
     if profile:
-        found = [profiled(e.path, e.feeds, setting, limit=limit / 2) for e in entries]
+        timed = [spread.median for spread in rounds.spreads]
+        found = [profiled(e.path, e.feeds, setting, limit=limit / 2, latency=t) for e, t in zip(entries, timed, strict=True)]
         report["profile"] = [_profile(entries, m, rounds, found) for m in range(len(entries))]
     return report
 

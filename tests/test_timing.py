@@ -20,7 +20,7 @@ from onnxprune.errors import OptionError
 from onnxprune.report.bench import bench as show
 from onnxprune.timing.memory import peak_memory
 from onnxprune.timing.models import Setting, batched
-from onnxprune.timing.profile import Kernel, kernels
+from onnxprune.timing.profile import Kernel, kernels, slowed
 from onnxprune.timing.rounds import Rounds, Spread, fastest, interleaved, interval
 from onnxprune.timing.shortfall import OUTSIDE, by_kind, shortfall
 
@@ -128,6 +128,13 @@ def test_kernels_of_a_profile() -> None:
     ]
     assert found[0].median == pytest.approx(4e-6)
     assert by_kind([*found, found[0]]) == pytest.approx({"Conv 3x3 depthwise blocked": 8e-6, "Relu": 2e-6, "Conv 1x1": 1e-6})
+
+
+def test_a_profile_of_a_machine_that_became_faster_is_brought_to_the_latency() -> None:
+    kernel = Kernel("c", "Conv", "P", (2.0, 4.0, 3.0))
+    for taken, latency, want in ((5.0, 10.0, 6.0), (5.0, 4.0, 3.0), (5.0, None, 3.0)):
+        (found,) = slowed([kernel], taken, latency)
+        assert found.median == pytest.approx(want)
 
 
 def test_what_did_not_shrink_with_the_macs_is_named_with_its_reason() -> None:

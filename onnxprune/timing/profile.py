@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,28 @@ class Kernel:
         return self.node.endswith(BLOCKED)
 
 
-def profiled(model: Model, feeds: Feeds, setting: Setting, *, limit: float = 2.0) -> list[Kernel]:
+def profiled(model: Model, feeds: Feeds, setting: Setting, *, limit: float = 2.0, latency: float | None = None) -> list[Kernel]:
     """The kernels of a model over some runs, as many as `limit` seconds allow; the first runs do not count.
 
+    latency: seconds of a run when it was timed, without the profiler. A run with it cannot be shorter: where it is, the machine
+    has become faster since, and the kernels' times are those that they would have had before.
     The profiler's clock counts microseconds, and on a GPU it tells when kernels were launched, not how long they ran.
     """
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         session = setting.session(model, profile=str(Path(folder) / "profile"))
-        start, done = time.perf_counter(), 0
-        while done < LEAST + SKIP or (done < MOST and time.perf_counter() - start < limit):
+        taken: list[float] = []
+        start = time.perf_counter()
+        while len(taken) < LEAST + SKIP or (len(taken) < MOST and time.perf_counter() - start < limit):
+            before = time.perf_counter()
             runtime.run(session, feeds)
-            done += 1
-        return profile_of(session, skip=SKIP)
+            taken.append(time.perf_counter() - before)
+        return slowed(profile_of(session, skip=SKIP), float(np.median(taken[SKIP:])), latency)
+
+
+def slowed(found: list[Kernel], taken: float, latency: float | None) -> list[Kernel]:
+    """Kernels of runs that took so long, as they were when a run took `latency`, if that is longer."""
+    factor = max(1.0, (latency or 0.0) / taken)
+    return [replace(k, seconds=tuple(factor * s for s in k.seconds)) for k in found]
 
 
 def profile_of(session: Any, skip: int = 0) -> list[Kernel]:
