@@ -18,6 +18,7 @@ from onnxprune import confidence
 from onnxprune.certificate.population import LEVELS, Observed, Watch, population
 from onnxprune.data import ImageOptions
 from onnxprune.errors import OptionError
+from onnxprune.report import sentences
 
 spec = importlib.util.spec_from_file_location(
     "simulate_certificates", Path(__file__).resolve().parent.parent / "tools" / "simulate_certificates.py"
@@ -188,3 +189,10 @@ def test_no_layer_of_a_shipped_network_leaves_its_calibration_bound(method: str)
     assert len(ratios) >= 3 and sum(d.events for d in ratios) > 500_000
     assert max(d.ratio for d in ratios) <= 1.0
     assert method == "pfp-random" or max(d.ratio for d in ratios) > 0.5
+
+
+@pytest.mark.parametrize(("samples", "why"), [(467, "that takes 528 samples"), (600, "too many outputs are not finite")])
+def test_a_statement_that_cannot_be_made_says_why(samples: int, why: str) -> None:
+    statement = {"kind": "relative_l2", "alpha": 0.01, "x": None, "samples_needed": 528}
+    said = list(sentences.PARTS["population"]({"delta": 0.01, "samples": samples, "statements": [statement]}))
+    assert said[-1] == f"nothing can be said of 1 % of inputs: {why}"

@@ -66,8 +66,7 @@ def grid(args: argparse.Namespace, macs: float) -> None:
     print("| --- | --- |" + " --- |" * len(RECOVERIES))
     for method in CRITERIA:
         for allocation in ("its own", "same share")[method in ("l1", "random") :]:
-            patched = mock.patch.object(decide, "Selector", Selector if allocation == "its own" else Uniform)
-            with patched:
+            with mock.patch.object(decide, "Selector", Selector if allocation == "its own" else Uniform):
                 cells = [cell(args, macs, how, method) for how in RECOVERIES]
             print(f"| `{method}` | {allocation} | " + " | ".join(cells) + " |", flush=True)
 

@@ -120,11 +120,8 @@ def main() -> None:
         "| what | threads | round | time | inference | cost | ratio |\n| --- | --- | --- | --- | --- | --- | --- |", flush=True
     )
     for threads in dict.fromkeys((1, args.threads)):
-        own = {
-            **os.environ,
-            **dict.fromkeys(THREADS, str(threads)),
-            "OPENBLAS_THREAD_TIMEOUT": "4",
-        }  # as the command line has it
+        # idle BLAS threads sleep, as they do on the command line
+        own = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "OPENBLAS_THREAD_TIMEOUT": "4"}
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--here", str(threads)], env=own, check=True)
 
 
